@@ -1,0 +1,1 @@
+"""Runtimes that run a bundle's networks, one a file."""

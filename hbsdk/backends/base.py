@@ -1,0 +1,73 @@
+"""What generation needs of a runtime; latents stay inside of it for the whole loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hbsdk.image import Reference
+from hbsdk.text import PromptTokens
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StepCoefficients:
+    """One row of a schedule's table: x0 = p x + q eps; x' = a x + b x0 + c x0_before."""
+
+    timestep: float
+    p: float
+    q: float
+    a: float
+    b: float
+    c: float
+
+
+class Backend(Protocol):
+    """A runtime with a bundle's networks; `Any` values are its own arrays, on its device."""
+
+    name: str
+
+    def encode_reference(self, reference: Reference, prompt: PromptTokens) -> Any:
+        """Compute what of a photo the probe and refinement need; `prompt` holds one subject."""
+
+    def probe(self, reference: Any) -> Floats:
+        """Return the regressor's words for an encoded photo, (n, d) float32 (Eq. 4)."""
+
+    def encode_prompts(self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats]) -> Any:
+        """Return the text encoder's states, (N, tokens, d)."""
+
+    def to_device(self, latents: Floats) -> Any:
+        """Move (N, C, h, w) latents to the device."""
+
+    def denoise_step(
+        self,
+        latents: Any,
+        previous_x0: Any | None,
+        states: Any,
+        guidance_scale: float,
+        coefficients: StepCoefficients,
+    ) -> tuple[Any, Any]:
+        """Run the UNet, guidance and the sampler's rule once.
+
+        Args:
+            latents: (N, C, h, w).
+            previous_x0: what the step before returned second; None at the first step.
+            states: (N, tokens, d), or (2 N, tokens, d) with the negative prompts' states first,
+                which turns classifier-free guidance on.
+            guidance_scale: its weight, taken in float32.
+            coefficients: the step's row of the schedule.
+
+        Returns:
+            The next latents and x0, both (N, C, h, w).
+        """
+
+    def to_host(self, latents: Any) -> Floats:
+        """Return (N, C, h, w) float32 latents."""
+
+    def decode(self, latents: Any) -> Floats:
+        """Return (N, H, W, 3) float32 pictures in [0, 1]."""

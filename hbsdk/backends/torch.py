@@ -1,0 +1,226 @@
+"""PyTorch: all networks, loaded when first needed, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from hbsdk.backends.base import Floats, StepCoefficients
+from hbsdk.bundle import Bundle
+from hbsdk.errors import OptionError
+from hbsdk.features import extract_features
+from hbsdk.image import Reference
+from hbsdk.objective import Denoiser, latent_mask
+from hbsdk.options import PersonalizeOptions
+from hbsdk.refine import EncodedReference, RefinementReport, predict_words, refine
+from hbsdk.text import PromptTokens, encode_prompts
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Memory = Literal["high", "low"]
+_NETWORKS = ("text_encoder", "unet", "vae", "image_encoder", "dino", "regressor")
+# Words move by parts in a thousand while they are refined, which half precision rounds away.
+_ALWAYS_FLOAT32 = ("text_encoder", "regressor")
+_SMALL_UNET_BYTES = 200_000_000  # of weights; on a CPU, smaller networks run in float32
+
+
+class TorchBackend:
+    """A bundle's networks in PyTorch. Not thread-safe by itself: `Session` holds the lock."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str | None = None,
+        dtype: DType = "auto",
+        memory: Memory = "high",
+    ) -> None:
+        """Prepare; nothing is loaded yet.
+
+        Args:
+            bundle: where the networks are.
+            device: as torch names it; None is the first GPU, or else the CPU.
+            dtype: of UNet, VAE and image encoders; "auto" is float32 for small bundles on a CPU,
+                bfloat16 where the device has it, else float16.
+            memory: "low" releases each network after its stage.
+
+        Raises:
+            OptionError: there is no such device here.
+        """
+        self.bundle = bundle
+        self.device = _device(device)
+        self.memory = memory
+        self._dtype = dtype
+        self._loaded: dict[str, Any] = {}
+        self._scheduler: DDPMScheduler | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the UNet, the VAE and the image encoders."""
+        if self._dtype != "auto":
+            return {
+                "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16
+            }[self._dtype]  # fmt: skip
+        if self.device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float32 if self._is_small() else torch.bfloat16
+
+    def _is_small(self) -> bool:
+        path = self.bundle.components["unet"]
+        files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+        return sum(file.stat().st_size for file in files) < _SMALL_UNET_BYTES
+
+    def network(self, name: str) -> Any:
+        """Return a network, loading it if need be."""
+        if name not in self._loaded:
+            dtype = torch.float32 if name in _ALWAYS_FLOAT32 else self.dtype
+            load: Callable[..., Any] = getattr(self.bundle, f"load_{name}")
+            self._loaded[name] = load(dtype, self.device)
+        return self._loaded[name]
+
+    def load_all(self) -> None:
+        """Load every network that the bundle has."""
+        for name in _NETWORKS:
+            if name in self.bundle.components:
+                self.network(name)
+
+    def _release(self, *names: str) -> None:
+        if self.memory == "low":
+            for name in names:
+                self._loaded.pop(name, None)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @property
+    def scheduler(self) -> DDPMScheduler:
+        """The noise schedule that the denoiser was trained with."""
+        if self._scheduler is None:
+            self._scheduler = DDPMScheduler.from_config(self.bundle.scheduler_config())
+        return self._scheduler
+
+    @torch.no_grad()
+    def encode_reference(self, reference: Reference, prompt: PromptTokens) -> EncodedReference:
+        """Encode a photo for the probe and for refinement.
+
+        `prompt` holds one subject, once. The regressor is loaded first: a bundle without one
+        says so before any work is done.
+        """
+        self.network("regressor")
+        pixels = torch.from_numpy(reference.pixels).permute(2, 0, 1)[None].to(self.device)
+        mask = torch.from_numpy(reference.mask)[None, None].to(self.device)
+        features = extract_features(
+            self.network("image_encoder"), self.network("dino"), pixels, mask,
+            background=self.bundle.info.background,
+        )  # fmt: skip
+        self._release("image_encoder", "dino")
+        latents = self.encode_image(pixels)
+        ((where,),) = prompt.places.values()
+        return EncodedReference(
+            latents=latents,
+            mask=latent_mask(mask, *latents.shape[-2:]),
+            features=features.to(torch.float32),
+            ids=torch.from_numpy(prompt.ids)[None].to(self.device),
+            positions=torch.tensor([where], device=self.device),
+        )
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> (N, C, h, w) float32 latents: the mode, scaled."""
+        vae = self.network("vae")
+        latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
+        self._release("vae")
+        scaled: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        return scaled
+
+    @torch.no_grad()
+    def probe(self, reference: EncodedReference) -> Floats:
+        """Return the regressor's words, (n, d)."""
+        words = predict_words(self.network("regressor"), reference)[0]
+        self._release("regressor")
+        return words.cpu().numpy()
+
+    def refine(
+        self,
+        reference: EncodedReference,
+        options: PersonalizeOptions,
+        on_step: Callable[[int], None],
+    ) -> tuple[Floats, RefinementReport]:
+        """Return the refined words, (n, d), and what refinement did."""
+        denoiser = Denoiser(self.network("unet"), self.network("text_encoder"), self.scheduler)
+        with torch.enable_grad():
+            words, report = refine(
+                self.network("regressor"), denoiser, reference, options, on_step
+            )
+        self._release("regressor", "unet", "text_encoder")
+        return words[0].cpu().numpy(), report
+
+    @torch.no_grad()
+    def encode_prompts(
+        self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats]
+    ) -> Tensor:
+        """Return the text encoder's states, (N, tokens, d)."""
+        states = encode_prompts(self.network("text_encoder"), prompts, words)
+        self._release("text_encoder")
+        return states.to(self.dtype)
+
+    def to_device(self, latents: Floats) -> Tensor:
+        """Move (N, C, h, w) latents to the device, float32."""
+        return torch.from_numpy(latents).to(self.device)
+
+    @torch.no_grad()
+    def denoise_step(
+        self,
+        latents: Tensor,
+        previous_x0: Tensor | None,
+        states: Tensor,
+        guidance_scale: float,
+        coefficients: StepCoefficients,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the UNet, guidance and the sampler's rule once; see `Backend`."""
+        guided = len(states) == 2 * len(latents)
+        unet = self.network("unet")
+        sample = (torch.cat([latents, latents]) if guided else latents).to(unet.dtype)
+        predicted = unet(sample, coefficients.timestep, states, return_dict=False)[0].float()
+        if guided:
+            without, with_prompt = predicted.chunk(2)
+            predicted = without + guidance_scale * (with_prompt - without)
+        k = coefficients
+        x0 = k.p * latents + k.q * predicted
+        following = k.a * latents + k.b * x0
+        if previous_x0 is not None and k.c:
+            following = following + k.c * previous_x0
+        return following, x0
+
+    def to_host(self, latents: Tensor) -> Floats:
+        """Return (N, C, h, w) float32 latents."""
+        return latents.float().cpu().numpy()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Floats:
+        """Return (N, H, W, 3) float32 pictures in [0, 1], decoded one at a time."""
+        self._release("unet")
+        vae = self.network("vae")
+        scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        pictures = [vae.decode(one[None].to(vae.dtype)).sample.float() for one in scaled]
+        self._release("vae")
+        unit = (torch.cat(pictures) / 2.0 + 0.5).clamp(0.0, 1.0)
+        return unit.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(
+            "device", expected="a device of this machine", got=name,
+            remedy="Use device=None: it takes the GPU if there is one, else the CPU",
+        ) from error  # fmt: skip
+    return device

@@ -1,0 +1,131 @@
+"""The command line: demo, personalize, generate, doctor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hbsdk.errors import HbsdkError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="One photo of a subject in; pictures of that subject in any prompt out.",
+)  # fmt: skip
+
+Bundle = Annotated[
+    str | None, typer.Option(help="A bundle's folder or hub id; the embedded mini by default.")
+]
+Device = Annotated[str | None, typer.Option(help="As torch names it; the GPU if there is one.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except HbsdkError as error:
+        print(f"hbsdk: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("hbsdk-demo"),
+    seed: Annotated[int, typer.Option(help="Which characters, and the noise.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Personalize characters that the mini bundle never saw, and draw a contact sheet."""
+    from hbsdk.demo import run_demo
+
+    with _errors_in_one_line():
+        print(run_demo(out, seed=seed, progress=not quiet))
+        print(f"\nLook at {out / 'contact_sheet.png'}")
+
+
+@app.command()
+def personalize(
+    image: Annotated[Path, typer.Argument(help="One photo of the subject.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .safetensors file.")],
+    mask: Annotated[Path | None, typer.Option(help="A picture, white on the subject.")] = None,
+    bundle: Bundle = None,
+    steps: Annotated[int, typer.Option(help="Refinement steps; 0 keeps the probe.")] = 5,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Turn one photo into a subject file."""
+    from hbsdk.session import Session
+
+    with _errors_in_one_line():
+        session = Session(bundle, device=device, progress=not quiet)
+        subject = session.personalize(image, mask, name=output.stem.lower(), steps=steps)
+        path = subject.save(output)
+        print(f"{path}: {len(subject.words)} words of {subject.words.shape[1]}")
+        if subject.report is not None:
+            report = subject.report
+            print(
+                f"loss {report.loss_before:.4f} -> {report.loss_after:.4f}, words moved "
+                f"{report.word_change:.2%}, in {report.seconds:.2f} s"
+            )
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help='Text, with "S*" or "<name>" for a subject.')],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .png, numbered if several.")],
+    subject: Annotated[list[Path] | None, typer.Option(help="A subject file; may repeat.")] = None,
+    number: Annotated[int, typer.Option("-n", help="Pictures.")] = 4,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the noise; picture i starts from seed + i.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="The prompt's weight.")] = None,
+    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
+    bundle: Bundle = None,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw pictures of a prompt."""
+    from hbsdk.session import Session
+    from hbsdk.subject import Subject
+
+    with _errors_in_one_line():
+        session = Session(bundle, device=device, progress=not quiet)
+        subjects = [Subject.load(path) for path in subject or []]
+        changes = {} if guidance is None else {"guidance_scale": guidance}
+        pictures = session.generate(
+            prompt, subjects, num_images_per_prompt=number, num_inference_steps=steps, seed=seed,
+            negative_prompt=negative, **changes,
+        )  # fmt: skip
+        for path, picture in zip(_numbered(output, len(pictures)), pictures, strict=True):
+            picture.save(path)
+            print(path)
+
+
+def _numbered(output: Path, count: int) -> list[Path]:
+    output = output if output.suffix else output / "picture.png"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if count == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{index}") for index in range(count)]
+
+
+@app.command()
+def doctor(
+    bundle: Bundle = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what hardware, runtimes and bundle there are, and what would be used."""
+    import json
+
+    from hbsdk.doctor import diagnose, in_words
+
+    with _errors_in_one_line():
+        findings = diagnose(bundle)
+        print(json.dumps(findings, indent=2) if as_json else in_words(findings))
+
+
+if __name__ == "__main__":
+    app()

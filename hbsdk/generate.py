@@ -1,0 +1,161 @@
+"""From prompts and subjects to pictures: one loop over any runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hbsdk.backends.base import Backend, StepCoefficients
+from hbsdk.errors import PromptError
+from hbsdk.options import GenerateOptions
+from hbsdk.schedule import Schedule
+from hbsdk.subject import Subject
+from hbsdk.text import PromptTokens, placeholders, tokenize_prompt
+
+Floats = npt.NDArray[np.float32]
+OnStep = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What is drawn on: N latents of (channels, height, width)."""
+
+    channels: int
+    height: int
+    width: int
+
+
+def initial_noise(seed: int, count: int, canvas: Canvas) -> Floats:
+    """Return (count, C, h, w) float32 unit noise, the same on every machine and runtime.
+
+    Picture i is drawn from seed + i: two uniforms in (0, 1] and [0, 1) of a Philox4x64-10 counter
+    generator (key = seed, as numpy's `Philox(key=seed)`), 53 bits each, make two normals by
+    Box-Muller in double precision.
+    """
+    size = canvas.channels * canvas.height * canvas.width
+    pairs = -(-size // 2)
+    pictures = []
+    for picture in range(count):
+        bits = np.random.Philox(key=(seed + picture) % 2**64)
+        uniform = np.random.Generator(bits).random(2 * pairs).reshape(pairs, 2)
+        radius = np.sqrt(-2.0 * np.log1p(-uniform[:, 0]))
+        angle = 2.0 * np.pi * uniform[:, 1]
+        normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        pictures.append(normal.reshape(-1)[:size])
+    shape = (count, canvas.channels, canvas.height, canvas.width)
+    return np.stack(pictures).astype(np.float32).reshape(shape)
+
+
+def name_subjects(
+    prompt: str, subjects: Sequence[Subject]
+) -> dict[str, Subject]:
+    """Return placeholder -> subject for a prompt.
+
+    One subject answers to "S*" and to "<its name>", several each to "<its name>" alone.
+
+    Raises:
+        PromptError: a subject is given that the prompt does not use, two share a name, or "S*"
+            could be any of several.
+    """
+    named = {f"<{subject.name}>": subject for subject in subjects}
+    if len(named) < len(subjects):
+        raise PromptError(
+            "subjects", expected="different names",
+            got=", ".join(subject.name for subject in subjects),
+            remedy="Rename one: dataclasses.replace(subject, name=...)",
+        )  # fmt: skip
+    used = set(placeholders(prompt))
+    if "s*" in used and len(subjects) > 1:
+        raise PromptError(
+            "S* in the prompt", expected=f"one of {', '.join(named)}",
+            got=f"S* with {len(subjects)} subjects", remedy="Name each subject in the prompt",
+        )  # fmt: skip
+    if len(subjects) == 1:
+        named["s*"] = subjects[0]
+    unused = [subject.name for subject in subjects if not _is_used(subject, named, used)]
+    if unused:
+        raise PromptError(
+            f"prompt {prompt!r}", expected=f"S* or <{unused[0]}> where the subject should be",
+            got="no placeholder of it", remedy=f'Write for example "S* on the beach" or '
+            f'"<{unused[0]}> on the beach"',
+        )  # fmt: skip
+    return named
+
+
+def _is_used(subject: Subject, named: Mapping[str, Subject], used: set[str]) -> bool:
+    return any(named[name] is subject for name in used if name in named)
+
+
+def tokenize(
+    tokenizer: Any, prompt: str, subjects: Mapping[str, Subject]
+) -> PromptTokens:
+    """Tokenize a prompt with room for its subjects' words.
+
+    Raises:
+        PromptError: it is empty, or as of `tokenize_prompt`.
+    """
+    if not prompt.strip():
+        raise PromptError(
+            "prompt", expected="some text", got="nothing", remedy='Describe it: "a photo of S*"'
+        )
+    lengths = {name: len(subject.words) for name, subject in subjects.items()}
+    return tokenize_prompt(tokenizer, prompt, lengths)
+
+
+def denoise(
+    backend: Backend,
+    noise: Floats,
+    states: Any,
+    schedule: Schedule,
+    guidance_scale: float,
+    on_step: Callable[[int, Any], None] = lambda step, latents: None,
+) -> Any:
+    """Run the loop: from unit noise to clean latents on the backend's device.
+
+    Args:
+        backend: the runtime.
+        noise: (N, C, h, w) float32, of unit variance.
+        states: as of `Backend.denoise_step`.
+        schedule: the sampler's table.
+        guidance_scale: the weight of the prompt.
+        on_step: called with 0, 1, ... and the latents after each step.
+    """
+    latents = backend.to_device(noise * np.float32(schedule.initial_noise_scale))
+    previous_x0 = None
+    for step in range(schedule.num_inference_steps):
+        coefficients = StepCoefficients(
+            *(
+                float(column[step])
+                for column in (
+                    schedule.timesteps, schedule.p, schedule.q, schedule.a, schedule.b, schedule.c
+                )
+            )
+        )  # fmt: skip
+        latents, previous_x0 = backend.denoise_step(
+            latents, previous_x0, states, guidance_scale, coefficients
+        )
+        on_step(step, latents)
+    return latents
+
+
+def text_states(
+    backend: Backend,
+    tokenizer: Any,
+    prompt: str,
+    subjects: Sequence[Subject],
+    options: GenerateOptions,
+) -> Any:
+    """Encode a prompt, and its negative one where guidance is on, once for each picture."""
+    named = name_subjects(prompt, subjects)
+    words = {name: subject.words for name, subject in named.items()}
+    prompts = [tokenize(tokenizer, prompt, named)] * options.num_images_per_prompt
+    if options.guidance_scale > 1.0:
+        negative = tokenize_prompt(
+            tokenizer, options.negative_prompt, {name: len(w) for name, w in words.items()}
+        )
+        prompts = [negative] * options.num_images_per_prompt + prompts
+    return backend.encode_prompts(prompts, words)

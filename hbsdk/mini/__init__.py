@@ -1,0 +1,1 @@
+"""A procedural cartoon world to train and test on: identities with exact ground truth."""

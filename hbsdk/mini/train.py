@@ -1,0 +1,252 @@
+"""Makes the mini bundle from nothing: `python -m hbsdk.mini.train --work DIR`.
+
+Stages, in order, each resumable and each in a file of its own: the world's pictures (cache.py), the
+tokenizer, the autoencoder, CLIP, DINO, the UNet, the regressor. A finished stage's weights are in
+`--bundle`; `DIR/<stage>.jsonl` holds its losses and figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel, Dinov2Model
+
+from hbsdk.features import ImageFeatures, extract_features
+from hbsdk.mini import (
+    networks,
+    train_clip,
+    train_dino,
+    train_regressor,
+    train_unet,
+    train_vae,
+    world,
+)
+from hbsdk.mini.cache import REFERENCES, Pictures, Pixels, draw_cache, draw_picture, load_cache
+from hbsdk.mini.tokenizer import learn_tokenizer, save_tokenizer
+from hbsdk.mini.training_loop import Plan, run, save_atomically, save_weights
+from hbsdk.objective import Denoiser
+from hbsdk.regressor import PromptRegressor
+from hbsdk.text import tokenize_prompt
+
+WEIGHTS = Path(__file__).parent / "weights"
+CLASS_WORD = "character"
+NUM_WORDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Where a training run keeps its files, and what was asked of it."""
+
+    folder: Path
+    bundle: Path
+    identities: int
+    steps: int | None
+
+    def plan(self, plan: Plan) -> Plan:
+        return plan if self.steps is None else dataclasses.replace(plan, steps=self.steps)
+
+    def pictures(self) -> Pictures:
+        return load_cache(self.folder / "pictures", self.identities)
+
+
+def held_out_pixels(count: int) -> Pixels:
+    """Return (count, 64, 64, 3) uint8 pictures of identities that no stage trains on."""
+    seeds = world.HELD_OUT_SEEDS[-count:]  # the evaluation uses the first ones
+    return np.stack([draw_picture(seed, index % 9)[0] for index, seed in enumerate(seeds)])
+
+
+def train_tokenizer(work: Work) -> None:
+    captions = work.pictures().captions.reshape(-1)[:200_000]
+    save_tokenizer(learn_tokenizer(map(str, captions)), work.bundle / "tokenizer")
+
+
+def train_vae_stage(work: Work) -> bool:
+    vae = networks.vae()
+    pixels = work.pictures().pixels.reshape(-1, 64, 64, 3)
+    plan = work.plan(train_vae.PLAN)
+    if not run(train_vae.stage(vae, pixels, held_out_pixels(256), plan), work.folder):
+        return False
+    train_vae.fold_normalisation(vae, train_vae.encode_all(vae, pixels[:8192]))
+    save_pretrained(vae, work.bundle / "vae", "diffusion_pytorch_model")
+    return True
+
+
+def train_clip_stage(work: Work) -> bool:
+    tokenizer = load_tokenizer(work.bundle)
+    pictures = work.pictures()
+    tokens = caption_tokens(tokenizer, pictures)
+    text, vision = networks.text_encoder(tokenizer), networks.image_encoder()
+    projections = train_clip.ClipProjections()
+    stage = train_clip.stage(
+        text, vision, projections, pictures, tokens, work.plan(train_clip.PLAN)
+    )
+    if not run(stage, work.folder):
+        return False
+    save_pretrained(text, work.bundle / "text_encoder", "model")
+    save_pretrained(vision, work.bundle / "image_encoder", "model")
+    save_weights(projections, work.bundle / "clip_projections.safetensors")
+    return True
+
+
+def train_dino_stage(work: Work) -> bool:
+    dino = networks.dino()
+    stage = train_dino.stage(
+        dino, train_dino.DinoHeads(), work.pictures(), work.plan(train_dino.PLAN)
+    )
+    if not run(stage, work.folder):
+        return False
+    save_pretrained(dino, work.bundle / "dino", "model")
+    return True
+
+
+def train_unet_stage(work: Work) -> bool:
+    pictures, tokenizer = work.pictures(), load_tokenizer(work.bundle)
+    unet, text = networks.unet(), load(CLIPTextModel, work.bundle / "text_encoder")
+    tokens = caption_tokens(tokenizer, pictures)
+    empty = train_clip.tokenize(tokenizer, [""])[0]
+    plan = work.plan(train_unet.PLAN)
+    stage = train_unet.stage(unet, text, all_latents(work, pictures), tokens, empty, plan)
+    if not run(stage, work.folder):
+        return False
+    save_pretrained(unet, work.bundle / "unet", "diffusion_pytorch_model")
+    train_unet.noise_scheduler().save_config(work.bundle / "scheduler")
+    return True
+
+
+def train_regressor_stage(work: Work) -> bool:
+    pictures, tokenizer = work.pictures(), load_tokenizer(work.bundle)
+    denoiser = Denoiser(
+        unet=load(UNet2DConditionModel, work.bundle / "unet"),
+        text_encoder=load(CLIPTextModel, work.bundle / "text_encoder"),
+        scheduler=train_unet.noise_scheduler(),
+    )
+    ids, positions = subject_tokens(tokenizer, pictures)
+    words = denoiser.text_encoder.get_input_embeddings().weight
+    class_word = words[tokenizer.encode(CLASS_WORD, add_special_tokens=False)].mean(dim=0)
+    regressor = PromptRegressor.from_unet(
+        denoiser.unet, class_word, clip_dim=networks.WIDTH, dino_dim=networks.WIDTH,
+        pool_dim=networks.WIDTH, num_pool_heads=4,
+    )  # fmt: skip
+    stage = train_regressor.stage(
+        regressor, denoiser, pictures, all_latents(work, pictures),
+        reference_features(work, pictures), ids, positions, work.plan(train_regressor.PLAN),
+    )  # fmt: skip
+    if not run(stage, work.folder):
+        return False
+    save_pretrained(regressor, work.bundle / "regressor", "diffusion_pytorch_model")
+    return True
+
+
+def caption_tokens(tokenizer: Any, pictures: Pictures) -> train_clip.Tokens:
+    """Return (identities, pictures, captions + 1, 77) int16 token ids of all captions."""
+    tokens = train_clip.tokenize(tokenizer, list(map(str, pictures.captions.reshape(-1))))
+    return tokens.reshape(*pictures.captions.shape, -1)
+
+
+def subject_tokens(
+    tokenizer: Any, pictures: Pictures
+) -> tuple[train_clip.Tokens, train_clip.Tokens]:
+    """Return the tokens of the captions that say "S*", and where its words stand in them."""
+    texts = list(map(str, pictures.captions[:, :, -1].reshape(-1)))
+    distinct = {text: tokenize_prompt(tokenizer, text, {"s*": NUM_WORDS}) for text in set(texts)}
+    ids = np.stack([distinct[text].ids for text in texts]).astype(np.int16)
+    places = np.array([distinct[text].places["s*"][0] for text in texts], np.int16)
+    shape = pictures.captions.shape[:2]
+    return ids.reshape(*shape, -1), places.reshape(*shape, -1)
+
+
+def all_latents(work: Work, pictures: Pictures) -> torch.Tensor:
+    """Return (identities, pictures, 16, 8, 8) float16 latents, encoded once and kept."""
+    vae_weights = work.bundle / "vae" / "diffusion_pytorch_model.safetensors"
+    kept = work.folder / f"latents-{work.identities}-{file_sha256(vae_weights)[:16]}.pt"
+    if not kept.exists():
+        vae = load(AutoencoderKL, work.bundle / "vae")
+        latents = train_vae.encode_all(vae, pictures.pixels.reshape(-1, 64, 64, 3))
+        save_atomically(lambda path: torch.save(latents, path), kept)
+    latents = torch.load(kept, weights_only=True)
+    return latents.reshape(*pictures.pixels.shape[:2], *latents.shape[1:])
+
+
+@torch.no_grad()
+def reference_features(work: Work, pictures: Pictures) -> ImageFeatures:
+    """Return the features of all references, (identities, REFERENCES, 65, 128) float16 each."""
+    image_encoder = load(CLIPVisionModel, work.bundle / "image_encoder")
+    dino = load(Dinov2Model, work.bundle / "dino")
+    shape = pictures.pixels[:, :REFERENCES].shape
+    pixels = pictures.pixels[:, :REFERENCES].reshape(-1, *shape[2:])
+    clip_tokens, dino_tokens = [], []
+    for start in range(0, len(pixels), 256):
+        with torch.autocast("cpu", torch.bfloat16):
+            batch = train_vae.to_tensor(pixels[start : start + 256])
+            features = extract_features(image_encoder, dino, batch)
+        clip_tokens.append(features.clip.half())
+        dino_tokens.append(features.dino.half())
+    clip, dinov2 = (
+        torch.cat(tokens).unflatten(0, shape[:2]) for tokens in (clip_tokens, dino_tokens)
+    )
+    return ImageFeatures(clip=clip, dino=dinov2)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(kind: Any, folder: Path) -> Any:
+    """Load a frozen network in float32."""
+    module = kind.from_pretrained(folder, local_files_only=True).float().eval()
+    return module.requires_grad_(False)
+
+
+def load_tokenizer(bundle: Path) -> Any:
+    return CLIPTokenizer.from_pretrained(bundle / "tokenizer")
+
+
+def save_pretrained(module: Any, folder: Path, name: str) -> None:
+    """Save config.json and half-precision weights as diffusers and transformers name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(module, "save_config"):
+        module.save_config(folder)
+    else:
+        module.config.save_pretrained(folder)
+    save_weights(module, folder / f"{name}.safetensors")
+
+
+STAGES = {
+    "vae": train_vae_stage,
+    "clip": train_clip_stage,
+    "dino": train_dino_stage,
+    "unet": train_unet_stage,
+    "regressor": train_regressor_stage,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; default: all")
+    parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
+    parser.add_argument("--bundle", type=Path, default=WEIGHTS)
+    parser.add_argument("--identities", type=int, default=12_000, help="a multiple of 500")
+    parser.add_argument("--steps", type=int, help="in place of the stage's own number of steps")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    work = Work(arguments.work, arguments.bundle, arguments.identities, arguments.steps)
+    draw_cache(work.folder / "pictures", work.identities)
+    if not (work.bundle / "tokenizer").exists():
+        train_tokenizer(work)
+    for name in arguments.stages or STAGES:
+        if not STAGES[name](work):
+            break
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The options of each operation: frozen dataclasses, with units and sources beside the fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hbsdk.errors import OptionError
+
+MAX_STEPS = 1000
+Mode = Literal["default", "paper"]
+Segmenter = Literal["auto", "grabcut", "inspyrenet"]
+
+
+@dataclass(frozen=True)
+class PersonalizeOptions:
+    """How a photo becomes a subject.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+
+    steps: int = 5  # refinement steps; 0 keeps the probe. Source: HybridBooth, section 5.1
+    mode: Mode = "default"  # "paper" takes Eq. 5 literally: a rate of 2e-5 on dW, plain losses
+    residual_scale: float = 1e-2  # lambda of Eq. 5
+    effective_step: float = 1e-3  # of lambda * dW, a step of AdamW. Deviation: see refine.py
+    weight_decay: float = 1e-2  # Source: HybridBooth, section 5.1
+    timesteps_per_step: int = 16  # noise levels a step, stratified over the schedule
+    micro_batch_size: int = 16  # noise levels at once; less needs less memory, same result
+    mask_loss_weight: float = 1e-3  # alpha of Eq. 7
+    mask_loss: Literal["area", "paper"] = "area"  # how Eq. 6 takes its means
+    background_weight: float = 0.1  # of L_eps outside of the mask; 1 is Eq. 1
+    prompt: str = "a photo of S*"  # what the reference is said to show
+    segmenter: Segmenter = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_range("steps", self.steps, 0, MAX_STEPS)
+        _check_range("timesteps_per_step", self.timesteps_per_step, 1, 256)
+        _check_range("micro_batch_size", self.micro_batch_size, 1, 256)
+        _check_range("residual_scale", self.residual_scale, 1e-8, 1.0)
+        _check_range("effective_step", self.effective_step, 0.0, 1.0)
+        _check_range("background_weight", self.background_weight, 0.0, 1.0)
+        _check_choice("mode", self.mode, ("default", "paper"))
+        _check_choice("mask_loss", self.mask_loss, ("area", "paper"))
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How a prompt becomes pictures; the names are diffusers'.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+
+    negative_prompt: str = ""
+    num_images_per_prompt: int = 1
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5  # 1 and less is without guidance
+    height: int | None = None  # px, a multiple of the VAE's factor; None is the bundle's own
+    width: int | None = None
+    seed: int = 0  # picture i of a call starts from seed + i
+    sampler: Literal["ddim", "euler", "dpm++2m"] = "dpm++2m"
+    output_type: Literal["pil", "np", "latent"] = "pil"
+
+    def __post_init__(self) -> None:
+        _check_range("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        _check_range("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
+        _check_range("guidance_scale", self.guidance_scale, 0.0, 100.0)
+        _check_choice("sampler", self.sampler, ("ddim", "euler", "dpm++2m"))
+        _check_choice("output_type", self.output_type, ("pil", "np", "latent"))
+
+    def size_px(self, default: int, factor: int) -> tuple[int, int]:
+        """Return (height, width) in pixels.
+
+        Args:
+            default: the bundle's image size.
+            factor: pixels a latent cell.
+
+        Raises:
+            OptionError: a side is not a positive multiple of `factor` up to 4096.
+        """
+        sides = (self.height or default, self.width or default)
+        for name, side in zip(("height", "width"), sides, strict=True):
+            if not factor <= side <= 4096 or side % factor:
+                raise OptionError(
+                    name,
+                    expected=f"a multiple of {factor} in {factor}..4096 px",
+                    got=str(side),
+                    remedy=f"Use {max(factor, round(side / factor) * factor)}.",
+                )
+        return sides
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise OptionError(
+            name,
+            expected=f"{low} to {high}",
+            got=str(value),
+            remedy=f"Choose {name} in this range.",
+        )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(
+            name,
+            expected=f"one of {', '.join(choices)}",
+            got=str(value),
+            remedy=f"Use {choices[0]!r}.",
+        )

@@ -1,0 +1,288 @@
+"""The one object that apps use: a bundle, a runtime, and the two verbs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+from hbsdk.bundle import Bundle, Source
+from hbsdk.errors import OptionError, SubjectError
+from hbsdk.generate import Canvas, denoise, initial_noise, text_states, tokenize
+from hbsdk.image import ImageInput, load_photo, make_reference
+from hbsdk.mask import check_latent_coverage, find_mask
+from hbsdk.options import GenerateOptions, PersonalizeOptions
+from hbsdk.schedule import make_schedule
+from hbsdk.subject import Subject
+
+if TYPE_CHECKING:
+    import torch
+
+    from hbsdk.backends.torch import DType, Memory, TorchBackend
+
+OnStepEnd = Callable[["Session", int, float, dict[str, Any]], Any]
+
+
+class Session:
+    """Personalizes and generates with one bundle on one device; threads may share it.
+
+    Threads that share a session take turns on its networks.
+    """
+
+    def __init__(
+        self,
+        bundle: Source | Bundle | None = None,
+        *,
+        device: str | None = None,
+        dtype: DType = "auto",
+        memory: Memory = "high",
+        progress: bool = True,
+    ) -> None:
+        """Open a bundle; networks are loaded when first needed (see `prewarm`).
+
+        Args:
+            bundle: a `Bundle`, a bundle's folder, a hub id, or None for the embedded mini.
+            device: as torch names it; None is the first GPU, or else the CPU.
+            dtype: of UNet, VAE and image encoders; "auto" fits the device and the bundle's size.
+            memory: "low" releases each network after its stage, for small GPUs.
+            progress: show progress bars.
+
+        Raises:
+            BundleError: the bundle cannot be opened.
+            OptionError: there is no such device.
+            MissingDependencyError: PyTorch is not installed.
+        """
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.progress = progress
+        self.backend: TorchBackend = _torch_backend(self.bundle, device, dtype, memory)
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"Session({self.bundle.info.name!r}, {self.backend.name} on {self.backend.device})"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The bundle's CLIP tokenizer."""
+        return self.bundle.load_tokenizer()
+
+    def prewarm(self) -> None:
+        """Load every network now rather than when it is first needed."""
+        with self._lock:
+            self.backend.load_all()
+
+    def mask(self, image: ImageInput, mask: ImageInput | None = None) -> Image.Image:
+        """Show the mask that `personalize` would use, as an "L" picture of the photo's size.
+
+        Args:
+            image: as of `personalize`.
+            mask: as of `personalize`.
+
+        Raises:
+            ImageError: the photo cannot be used.
+            MaskError: the mask cannot.
+        """
+        found = find_mask(load_photo(image), mask)
+        return Image.fromarray(found.values * np.uint8(255))
+
+    def personalize(
+        self,
+        image: ImageInput,
+        mask: ImageInput | None = None,
+        *,
+        name: str = "subject",
+        options: PersonalizeOptions | None = None,
+        **changes: Any,
+    ) -> Subject:
+        """Turn one photo into a subject: the probe, then `steps` refinement steps.
+
+        Args:
+            image: a path, bytes, PIL picture or (H, W, 3) array (uint8, or floats in 0..1).
+            mask: of the same size, nonzero on the subject; None takes the alpha channel, else
+                a segmenter's.
+            name: lower case; in prompts the subject is `S*` or `<name>`.
+            options: all settings; None is the defaults.
+            **changes: single settings of `PersonalizeOptions`, such as `steps=0` for the probe.
+
+        Returns:
+            The subject, with `subject.report` if it was refined.
+
+        Raises:
+            ImageError, MaskError, OptionError: bad input.
+            BundleError: the bundle cannot personalize.
+        """
+        chosen = _changed(options or PersonalizeOptions(), changes)
+        photo = load_photo(image)
+        found = find_mask(photo, mask, segmenter=chosen.segmenter)
+        reference = make_reference(photo, found.values, size=self.bundle.info.image_size_px)
+        check_latent_coverage(reference.mask, factor=self.bundle.info.vae_scale_factor)
+        number = self.bundle.info.num_words
+        blank = Subject(words=np.zeros((number, 1), np.float32), name=name, metadata={})
+        prompt = tokenize(self.tokenizer, chosen.prompt, {"s*": blank})
+        with self._lock:
+            encoded = self.backend.encode_reference(reference, prompt)
+            if chosen.steps == 0:
+                words, report = self.backend.probe(encoded), None
+            else:
+                with self._bar(chosen.steps, "refining") as advance:
+                    words, report = self.backend.refine(encoded, chosen, lambda _: advance())
+        metadata = {
+            "bundle": self.bundle.info.name,
+            "bundle_hash": self.bundle.hash,
+            "class_word": self.bundle.info.class_word,
+            "mask": found.source,
+            **{key: str(value) for key, value in asdict(chosen).items()},
+        }
+        return Subject(words=words, name=name, metadata=metadata, report=report)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        subject: Subject | Iterable[Subject] | None = None,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: npt.NDArray[np.float32] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        options: GenerateOptions | None = None,
+        **changes: Any,
+    ) -> list[Any]:
+        """Draw pictures of a prompt, with any number of subjects in it.
+
+        Args:
+            prompt: text, or several texts; `S*` or `<name>` stands for a subject.
+            subject: one, several or none.
+            generator: draws the noise in place of `seed`, as in diffusers; on the CPU.
+            latents: (num_images_per_prompt, C, h, w) unit noise in place of both.
+            callback_on_step_end: called as in diffusers, (session, step, timestep, {"latents"}).
+            options: all settings; None is the defaults.
+            **changes: single settings of `GenerateOptions`, such as `seed=1`.
+
+        Returns:
+            `num_images_per_prompt` pictures for each prompt, in order: PIL pictures, or arrays of
+            (H, W, 3) in 0..1 for `output_type="np"`, of (C, h, w) for "latent".
+
+        Raises:
+            PromptError: a placeholder without a subject, a subject without a placeholder, no text,
+                or a subject's words beyond the text encoder's 77 tokens.
+            SubjectError: the subject is of another width than the bundle.
+            OptionError: a setting is out of range.
+        """
+        defaults = options or GenerateOptions(guidance_scale=self.bundle.info.guidance_scale)
+        chosen = _changed(defaults, changes)
+        subjects = _as_list(subject)
+        for one in subjects:
+            self._check_width(one)
+        pictures: list[Any] = []
+        for text in [prompt] if isinstance(prompt, str) else prompt:
+            noise = self._noise(chosen, generator, latents)
+            pictures += self._draw(text, subjects, noise, chosen, callback_on_step_end)
+        return pictures
+
+    def _draw(
+        self,
+        prompt: str,
+        subjects: list[Subject],
+        noise: npt.NDArray[np.float32],
+        options: GenerateOptions,
+        callback: OnStepEnd | None,
+    ) -> list[Any]:
+        schedule = make_schedule(
+            self.bundle.scheduler_config(),
+            sampler=options.sampler,
+            num_inference_steps=options.num_inference_steps,
+        )
+        steps = schedule.num_inference_steps
+        with self._lock, self._bar(steps, "drawing") as advance:
+            states = text_states(self.backend, self.tokenizer, prompt, subjects, options)
+
+            def on_step(step: int, latents: Any) -> None:
+                advance()
+                if callback is not None:
+                    callback(self, step, float(schedule.timesteps[step]), {"latents": latents})
+
+            drawn = denoise(
+                self.backend, noise, states, schedule, options.guidance_scale, on_step
+            )
+            if options.output_type == "latent":
+                return list(self.backend.to_host(drawn))
+            decoded = self.backend.decode(drawn)
+        if options.output_type == "np":
+            return list(decoded)
+        return [Image.fromarray(np.rint(one * 255.0).astype(np.uint8)) for one in decoded]
+
+    def _noise(
+        self, options: GenerateOptions, generator: Any, latents: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.float32]:
+        factor = self.bundle.info.vae_scale_factor
+        height, width = options.size_px(self.bundle.info.image_size_px, factor)
+        canvas = Canvas(self.bundle.info.latent_channels, height // factor, width // factor)
+        count = options.num_images_per_prompt
+        shape = (count, canvas.channels, canvas.height, canvas.width)
+        if latents is not None:
+            if latents.shape != shape:
+                raise OptionError("latents", expected=str(shape), got=str(latents.shape))
+            return latents.astype(np.float32)
+        if generator is None:
+            return initial_noise(options.seed, count, canvas)
+        from diffusers.utils.torch_utils import randn_tensor
+
+        noise: npt.NDArray[np.float32] = randn_tensor(shape, generator=generator).numpy()
+        return noise
+
+    def _check_width(self, subject: Subject) -> None:
+        width, own = subject.words.shape[1], self.bundle.info.word_dim
+        if width != own:
+            raise SubjectError(
+                f"subject {subject.name!r}",
+                expected=f"words of width {own}, as of bundle {self.bundle.info.name!r}",
+                got=f"width {width}",
+                remedy="Use the bundle that it was made with, or personalize anew",
+            )
+
+    @contextmanager
+    def _bar(self, total: int, description: str) -> Iterator[Callable[[], Any]]:
+        with tqdm(
+            total=total, desc=description, unit="step", disable=not self.progress, leave=False
+        ) as bar:
+            yield bar.update
+
+
+def _torch_backend(
+    bundle: Bundle, device: str | None, dtype: DType, memory: Memory
+) -> TorchBackend:
+    try:
+        from hbsdk.backends.torch import TorchBackend
+    except ImportError as error:
+        from hbsdk.errors import MissingDependencyError
+
+        raise MissingDependencyError(
+            "PyTorch", expected="torch, diffusers and transformers", got=str(error),
+            remedy='Install them: pip install "hbsdk[torch]"',
+        ) from error  # fmt: skip
+    return TorchBackend(bundle, device=device, dtype=dtype, memory=memory)
+
+
+def _as_list(subject: Subject | Iterable[Subject] | None) -> list[Subject]:
+    if subject is None:
+        return []
+    return [subject] if isinstance(subject, Subject) else list(subject)
+
+
+def _changed(options: Any, changes: dict[str, Any]) -> Any:
+    """Return the options with single settings changed."""
+    unknown = set(changes) - set(asdict(options))
+    if unknown:
+        raise OptionError(
+            f"option {sorted(unknown)[0]!r}",
+            expected=f"one of {', '.join(asdict(options))}",
+            got=sorted(unknown)[0],
+            remedy=f"See hbsdk.{type(options).__name__}",
+        )
+    return replace(options, **changes)
