@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
-from torch import Tensor
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 MaskLoss = Literal["area", "paper"]
+Shape = tuple[int, int]  # height, width
 
 
 @dataclass
 class AttentionMaps:
     """What one forward pass attended to, by layer name; `clear` before the next pass.
 
-    by_layer: name -> (N, words, h, w) probabilities in [0, 1], averaged over the heads. A layer
-    that gradient checkpointing runs twice overwrites its own entry, so nothing counts double.
+    by_layer: name -> (N, words, h, w) probabilities in [0, 1], averaged over the heads.
     """
 
     positions: Tensor  # (N, words) int64: the subject's places among the text tokens
@@ -31,44 +33,47 @@ class AttentionMaps:
         self.by_layer.clear()
 
 
-class _RecordingProcessor(AttnProcessor):  # type: ignore[misc]
-    """diffusers' plain attention, which also records the probabilities at some text positions."""
+class _Recorder:
+    """Keeps each layer's queries and keys during a pass, and makes the maps of them at its end.
 
-    def __init__(self, name: str, maps: AttentionMaps, shape: tuple[int, int]) -> None:
-        self.name, self.maps, self.shape = name, maps, shape
+    The layers' own processors stay: gradient checkpointing runs a layer again in the backward
+    pass, where it must save just the tensors that it saved at first.
+    """
 
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **_: object,
-    ) -> Tensor:
-        # A transformer block's attn2: (N, h*w, channels) in; its residual is added outside.
-        assert encoder_hidden_states is not None
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        probabilities = attn.get_attention_scores(query, key, attention_mask)  # (N*heads, h*w, T)
-        self._record(probabilities, attn.heads)
-        mixed = attn.batch_to_head_dim(probabilities @ value)
-        projected: Tensor = attn.to_out[1](attn.to_out[0](mixed))
-        return projected / attn.rescale_output_factor
+    def __init__(self, maps: AttentionMaps, layers: dict[str, tuple[Attention, Shape]]) -> None:
+        self.maps, self.layers = maps, layers
+        self.queries: dict[str, Tensor] = {}
+        self.keys: dict[str, Tensor] = {}
 
-    def _record(self, probabilities: Tensor, heads: int) -> None:
-        pictures = len(probabilities) // heads
-        mean = probabilities.unflatten(0, (pictures, heads)).float().mean(dim=1)  # (N, h*w, T)
-        where = self.maps.positions[:, None, :].expand(-1, mean.shape[1], -1)
-        at_words = mean.gather(2, where).transpose(1, 2)  # (N, words, h*w)
-        self.maps.by_layer[self.name] = at_words.unflatten(2, self.shape)
+    def hook(self, unet: nn.Module) -> list[RemovableHandle]:
+        """Start listening; the handles stop it."""
+        handles = [unet.register_forward_hook(self._record)]
+        for name, (attn, _) in self.layers.items():
+            handles.append(attn.to_q.register_forward_hook(partial(_keep, self.queries, name)))
+            handles.append(attn.to_k.register_forward_hook(partial(_keep, self.keys, name)))
+        return handles
+
+    def _record(self, *_: object) -> None:
+        for name, (attn, shape) in self.layers.items():
+            query = attn.head_to_batch_dim(self.queries.pop(name))
+            key = attn.head_to_batch_dim(self.keys.pop(name))
+            probabilities = attn.get_attention_scores(query, key)  # (N*heads, h*w, T)
+            by_head = probabilities.unflatten(0, (-1, attn.heads))
+            mean = by_head.float().mean(dim=1)  # (N, h*w, T)
+            where = self.maps.positions[:, None, :].expand(-1, mean.shape[1], -1)
+            at_words = mean.gather(2, where).transpose(1, 2)  # (N, words, h*w)
+            self.maps.by_layer[name] = at_words.unflatten(2, shape)
 
 
-def layer_resolutions(unet: UNet2DConditionModel, height: int, width: int) -> dict[str, int]:
+def _keep(kept: dict[str, Tensor], name: str, _: object, __: object, output: Tensor) -> None:
+    kept[name] = output
+
+
+def layer_factors(unet: UNet2DConditionModel) -> dict[str, int]:
     """Return cross-attention layer name -> downsampling factor (1, 2, 4, ...) of the latent."""
     factors: dict[str, int] = {}
     levels = len(unet.config.block_out_channels)
-    for name, module in unet.named_modules():
+    for name, _ in unet.named_modules():
         if not name.endswith("attn2"):
             continue
         part = name.split(".")
@@ -89,7 +94,7 @@ def recorded_attention(
     """Record cross-attention at the subject's words while the context is open.
 
     Args:
-        unet: the denoiser; its own attention processors come back afterwards.
+        unet: the denoiser; what it computes stays the same, to the last bit.
         positions: (N, words) int64, token positions of the subject in each text.
         height: of the latent.
         width: of the latent.
@@ -99,17 +104,17 @@ def recorded_attention(
         Source: HybridBooth, section 4.3.
     """
     maps = AttentionMaps(positions)
-    before = dict(unet.attn_processors)
-    recording = dict(before)
-    for name, factor in layer_resolutions(unet, height, width).items():
-        if factor >= 2:
-            shape = (-(-height // factor), -(-width // factor))
-            recording[f"{name}.processor"] = _RecordingProcessor(name, maps, shape)
-    unet.set_attn_processor(recording)
+    layers: dict[str, tuple[Attention, Shape]] = {
+        name: (unet.get_submodule(name), (-(-height // factor), -(-width // factor)))
+        for name, factor in layer_factors(unet).items()
+        if factor >= 2
+    }
+    handles = _Recorder(maps, layers).hook(unet)
     try:
         yield maps
     finally:
-        unet.set_attn_processor(before)
+        for handle in handles:
+            handle.remove()
 
 
 def mask_loss(maps: AttentionMaps, mask: Tensor, *, kind: MaskLoss = "area") -> Tensor:

@@ -89,15 +89,15 @@ class Bundle:
             BundleError: it is nowhere, incomplete, not safetensors, or contradicts its manifest.
         """
         folder = find_bundle(MINI if source is None else source)
+        info = read_info(folder) if (folder / MANIFEST).exists() else None
+        if info is not None:
+            check_listed(info, folder)
         components = {name: folder / name for name in COMPONENTS if (folder / name).is_dir()}
         check_components(components)
         sizes = sizes_of(components)
-        if (folder / MANIFEST).exists():
-            info = read_info(folder)
-            check_listed(info, folder)
-            check_stated(info, sizes)
-        else:
+        if info is None:
             info = derived_info(folder.name, folder, sizes)
+        check_stated(info, sizes)
         return cls(info, MappingProxyType(components), folder)
 
     @classmethod

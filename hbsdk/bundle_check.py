@@ -59,7 +59,7 @@ def part_of(config: dict[str, Any], key: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else config
 
 
-def sizes_of(components: Mapping[str, Path], configs: Path | None = None) -> dict[str, int]:
+def sizes_of(components: Mapping[str, Path], configs: Path | None = None) -> dict[str, Any]:
     """Return the fields of `BundleInfo` that the networks' configurations tell.
 
     Args:
@@ -90,7 +90,7 @@ def sizes_of(components: Mapping[str, Path], configs: Path | None = None) -> dic
     return sizes
 
 
-def check_stated(info: BundleInfo, sizes: Mapping[str, int]) -> None:
+def check_stated(info: BundleInfo, sizes: Mapping[str, Any]) -> None:
     """Refuse a manifest that contradicts the networks' configurations."""
     for name, size in sizes.items():
         if getattr(info, name) != size:
@@ -102,7 +102,7 @@ def check_stated(info: BundleInfo, sizes: Mapping[str, int]) -> None:
             )
 
 
-def derived_info(name: str, folder: Path, sizes: Mapping[str, int]) -> BundleInfo:
+def derived_info(name: str, folder: Path, sizes: Mapping[str, Any]) -> BundleInfo:
     """Return what can be said of a diffusers folder that has no hbsdk.json.
 
     Args:

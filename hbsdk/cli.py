@@ -94,10 +94,9 @@ def generate(
     with _errors_in_one_line():
         session = Session(bundle, device=device, progress=not quiet)
         subjects = [Subject.load(path) for path in subject or []]
-        changes = {} if guidance is None else {"guidance_scale": guidance}
         pictures = session.generate(
             prompt, subjects, num_images_per_prompt=number, num_inference_steps=steps, seed=seed,
-            negative_prompt=negative, **changes,
+            negative_prompt=negative, guidance_scale=guidance,
         )  # fmt: skip
         for path, picture in zip(_numbered(output, len(pictures)), pictures, strict=True):
             picture.save(path)

@@ -84,9 +84,7 @@ def run_demo(out: Path, *, seed: int = 0, characters: int = 6, progress: bool = 
     return report
 
 
-def _row(
-    session: hbsdk.Session, judge: Judge, who: int, seed: int, clock: Stopwatch
-) -> Row:
+def _row(session: hbsdk.Session, judge: Judge, who: int, seed: int, clock: Stopwatch) -> Row:
     photo = draw_picture(who, REFERENCE)[0]
     with clock.stage("mask"):
         mask = session.mask(photo)

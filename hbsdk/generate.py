@@ -50,9 +50,7 @@ def initial_noise(seed: int, count: int, canvas: Canvas) -> Floats:
     return np.stack(pictures).astype(np.float32).reshape(shape)
 
 
-def name_subjects(
-    prompt: str, subjects: Sequence[Subject]
-) -> dict[str, Subject]:
+def name_subjects(prompt: str, subjects: Sequence[Subject]) -> dict[str, Subject]:
     """Return placeholder -> subject for a prompt.
 
     One subject answers to "S*" and to "<its name>", several each to "<its name>" alone.
@@ -90,9 +88,7 @@ def _is_used(subject: Subject, named: Mapping[str, Subject], used: set[str]) -> 
     return any(named[name] is subject for name in used if name in named)
 
 
-def tokenize(
-    tokenizer: Any, prompt: str, subjects: Mapping[str, Subject]
-) -> PromptTokens:
+def tokenize(tokenizer: Any, prompt: str, subjects: Mapping[str, Subject]) -> PromptTokens:
     """Tokenize a prompt with room for its subjects' words.
 
     Raises:
@@ -112,7 +108,7 @@ def denoise(
     states: Any,
     schedule: Schedule,
     guidance_scale: float,
-    on_step: Callable[[int, Any], None] = lambda step, latents: None,
+    on_step: Callable[[int, Any], None] = lambda *_: None,
 ) -> Any:
     """Run the loop: from unit noise to clean latents on the backend's device.
 
@@ -148,12 +144,14 @@ def text_states(
     prompt: str,
     subjects: Sequence[Subject],
     options: GenerateOptions,
+    *,
+    guided: bool,
 ) -> Any:
-    """Encode a prompt, and its negative one where guidance is on, once for each picture."""
+    """Encode a prompt, after its negative one if `guided`, once for each picture."""
     named = name_subjects(prompt, subjects)
     words = {name: subject.words for name, subject in named.items()}
     prompts = [tokenize(tokenizer, prompt, named)] * options.num_images_per_prompt
-    if options.guidance_scale > 1.0:
+    if guided:
         negative = tokenize_prompt(
             tokenizer, options.negative_prompt, {name: len(w) for name, w in words.items()}
         )

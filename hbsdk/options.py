@@ -8,6 +8,8 @@ from typing import Literal
 from hbsdk.errors import OptionError
 
 MAX_STEPS = 1000
+MAX_SEED = 2**64 - 1
+MAX_SIDE_PX = 4096
 Mode = Literal["default", "paper"]
 Segmenter = Literal["auto", "grabcut", "inspyrenet"]
 
@@ -35,11 +37,14 @@ class PersonalizeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_range("steps", self.steps, 0, MAX_STEPS)
-        _check_range("timesteps_per_step", self.timesteps_per_step, 1, 256)
-        _check_range("micro_batch_size", self.micro_batch_size, 1, 256)
+        _check_whole("steps", self.steps, 0, MAX_STEPS)
+        _check_whole("timesteps_per_step", self.timesteps_per_step, 1, 256)
+        _check_whole("micro_batch_size", self.micro_batch_size, 1, 256)
+        _check_whole("seed", self.seed, 0, MAX_SEED)
         _check_range("residual_scale", self.residual_scale, 1e-8, 1.0)
         _check_range("effective_step", self.effective_step, 0.0, 1.0)
+        _check_range("weight_decay", self.weight_decay, 0.0, 1.0)
+        _check_range("mask_loss_weight", self.mask_loss_weight, 0.0, 1000.0)
         _check_range("background_weight", self.background_weight, 0.0, 1.0)
         _check_choice("mode", self.mode, ("default", "paper"))
         _check_choice("mask_loss", self.mask_loss, ("area", "paper"))
@@ -56,7 +61,7 @@ class GenerateOptions:
     negative_prompt: str = ""
     num_images_per_prompt: int = 1
     num_inference_steps: int = 20
-    guidance_scale: float = 7.5  # 1 and less is without guidance
+    guidance_scale: float | None = None  # None is the bundle's own; 1 and less is without
     height: int | None = None  # px, a multiple of the VAE's factor; None is the bundle's own
     width: int | None = None
     seed: int = 0  # picture i of a call starts from seed + i
@@ -64,9 +69,11 @@ class GenerateOptions:
     output_type: Literal["pil", "np", "latent"] = "pil"
 
     def __post_init__(self) -> None:
-        _check_range("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
-        _check_range("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
-        _check_range("guidance_scale", self.guidance_scale, 0.0, 100.0)
+        _check_whole("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        _check_whole("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
+        _check_whole("seed", self.seed, 0, MAX_SEED)
+        if self.guidance_scale is not None:
+            _check_range("guidance_scale", self.guidance_scale, 0.0, 100.0)
         _check_choice("sampler", self.sampler, ("ddim", "euler", "dpm++2m"))
         _check_choice("output_type", self.output_type, ("pil", "np", "latent"))
 
@@ -80,24 +87,42 @@ class GenerateOptions:
         Raises:
             OptionError: a side is not a positive multiple of `factor` up to 4096.
         """
-        sides = (self.height or default, self.width or default)
-        for name, side in zip(("height", "width"), sides, strict=True):
-            if not factor <= side <= 4096 or side % factor:
+        height, width = (default if side is None else side for side in (self.height, self.width))
+        for name, side in (("height", height), ("width", width)):
+            if type(side) is not int or not factor <= side <= MAX_SIDE_PX or side % factor:
                 raise OptionError(
                     name,
-                    expected=f"a multiple of {factor} in {factor}..4096 px",
-                    got=str(side),
-                    remedy=f"Use {max(factor, round(side / factor) * factor)}.",
+                    expected=f"a multiple of {factor} in {factor}..{MAX_SIDE_PX} px",
+                    got=repr(side),
+                    remedy=f"Use {_nearest_side(side, default, factor)}.",
                 )
-        return sides
+        return height, width
+
+
+def _nearest_side(side: object, default: int, factor: int) -> int:
+    """Return the allowed side nearest to what was asked for, or the default."""
+    if not isinstance(side, int | float) or not abs(side) < 1e9:
+        return default
+    largest = MAX_SIDE_PX // factor
+    return min(max(1, round(side / factor)), largest) * factor
+
+
+def _check_whole(name: str, value: int, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise OptionError(
+            name,
+            expected=f"a whole number from {low} to {high}",
+            got=repr(value),
+            remedy=f"Choose {name} in this range.",
+        )
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise OptionError(
             name,
-            expected=f"{low} to {high}",
-            got=str(value),
+            expected=f"a number from {low:g} to {high:g}",
+            got=repr(value),
             remedy=f"Choose {name} in this range.",
         )
 
@@ -107,6 +132,6 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise OptionError(
             name,
             expected=f"one of {', '.join(choices)}",
-            got=str(value),
+            got=repr(value),
             remedy=f"Use {choices[0]!r}.",
         )

@@ -94,7 +94,7 @@ def refine(
     denoiser: Denoiser,
     reference: EncodedReference,
     options: PersonalizeOptions,
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[Tensor, RefinementReport]:
     """Adapt the words to one photo.
 
@@ -135,7 +135,7 @@ def refine(
         batch = _batch(denoiser, reference, options.timesteps_per_step, generator)
         leaf = words.detach().requires_grad_()
         losses.append(_loss(denoiser, leaf, batch, options))
-        words.backward(leaf.grad)
+        words.backward(leaf.grad, inputs=list(residuals.values()))
         optimizer.step()
         optimizer.zero_grad()
         on_step(step + 1)
@@ -201,7 +201,7 @@ def _loss(
         repeated = words.expand(len(part.timesteps), -1, -1)
         loss = objective(denoiser, repeated, part, weights).total * share
         if words.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward(inputs=[words])  # into nothing else, be it frozen or not
         total += loss.item()
     return total
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
@@ -10,6 +10,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from hbsdk.features import FeatureMerge, ImageFeatures
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MAX_REGION = 16  # regions finer than 16 x 16 are averaged down before they are pooled
 
@@ -24,7 +27,7 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     _supports_gradient_checkpointing = True
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         unet: dict[str, Any] | None = None,
@@ -49,6 +52,7 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
             word_scale: typical norm of the text encoder's word embeddings, of the words' start.
         """
         super().__init__()
+        self.word_scale = word_scale
         base = UNet2DConditionModel.from_config(unet or {})
         self.conv_in = base.conv_in
         self.time_proj, self.time_embedding = base.time_proj, base.time_embedding
@@ -70,9 +74,7 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.base_words = nn.Parameter(torch.zeros(num_words, word_dim))
 
     @classmethod
-    def from_unet(
-        cls, unet: UNet2DConditionModel, class_word: Tensor, **config: Any
-    ) -> PromptRegressor:
+    def from_unet(cls, unet: UNet2DConditionModel, class_word: Tensor, **config: Any) -> Self:
         """Start from a UNet's weights and from the class word.
 
         Args:
@@ -82,7 +84,9 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         settings = {k: v for k, v in unet.config.items() if not k.startswith("_")}
         scale = class_word.detach().float().norm().item()
-        regressor = cls(unet=settings, word_dim=class_word.shape[-1], word_scale=scale, **config)
+        regressor: Self = cls(
+            unet=settings, word_dim=class_word.shape[-1], word_scale=scale, **config
+        )
         for name in ("conv_in", "time_embedding", "down_blocks", "mid_block"):
             getattr(regressor, name).load_state_dict(getattr(unet, name).state_dict())
         with torch.no_grad():
@@ -113,7 +117,7 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
         everywhere = torch.cat(regions, dim=1)
         queries = self.queries.to(everywhere.dtype).expand(len(latents), -1, -1)
         pooled, _ = self.pool(queries, everywhere, everywhere, need_weights=False)
-        offset = self.to_words(pooled + queries) * self.config.word_scale
+        offset = self.to_words(pooled + queries) * self.word_scale
         words: Tensor = self.base_words + offset
         return words
 

@@ -270,8 +270,7 @@ def _ddim_levels(settings: SchedulerConfig, steps: int) -> _Levels:
 def _solver_levels(settings: SchedulerConfig, sampler: Sampler, steps: int) -> _Levels:
     """The levels of Euler and DPM-Solver++, which walk a list of noise-to-signal ratios."""
     powers = settings.alphas_cumprod
-    # Single precision as in diffusers, which cuts off what it interpolates from these.
-    powers = np.where(powers == 0, _LEAST_SIGNAL, powers).astype(np.float32)
+    powers = np.where(powers == 0, _LEAST_SIGNAL, powers)
     ratios = np.sqrt((1 - powers) / powers)
     timesteps = _spaced_timesteps(settings, sampler, steps)
     walked = np.interp(timesteps, np.arange(len(ratios)), ratios)

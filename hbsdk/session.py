@@ -174,8 +174,7 @@ class Session:
             SubjectError: the subject is of another width than the bundle.
             OptionError: a setting is out of range.
         """
-        defaults = options or GenerateOptions(guidance_scale=self.bundle.info.guidance_scale)
-        chosen = _changed(defaults, changes)
+        chosen = _changed(options or GenerateOptions(), changes)
         subjects = _as_list(subject)
         for one in subjects:
             self._check_width(one)
@@ -199,17 +198,19 @@ class Session:
             num_inference_steps=options.num_inference_steps,
         )
         steps = schedule.num_inference_steps
+        own = self.bundle.info.guidance_scale
+        scale = own if options.guidance_scale is None else options.guidance_scale
         with self._lock, self._bar(steps, "drawing") as advance:
-            states = text_states(self.backend, self.tokenizer, prompt, subjects, options)
+            states = text_states(
+                self.backend, self.tokenizer, prompt, subjects, options, guided=scale > 1.0
+            )
 
             def on_step(step: int, latents: Any) -> None:
                 advance()
                 if callback is not None:
                     callback(self, step, float(schedule.timesteps[step]), {"latents": latents})
 
-            drawn = denoise(
-                self.backend, noise, states, schedule, options.guidance_scale, on_step
-            )
+            drawn = denoise(self.backend, noise, states, schedule, scale, on_step)
             if options.output_type == "latent":
                 return list(self.backend.to_host(drawn))
             decoded = self.backend.decode(drawn)

@@ -165,7 +165,9 @@ def encode_prompts(
         (N, tokens, d) last hidden states on the encoder's device.
     """
     weight = text_encoder.get_input_embeddings().weight  # type: ignore[operator]
-    rows, columns, values = [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    values: list[npt.NDArray[np.float32]] = []
     for row, prompt in enumerate(prompts):
         for name, where in prompt.places.items():
             for positions in where:

@@ -12,6 +12,6 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a complete bundle of random weights, shared: copy before changing."""
-    from tiny_bundle import write_tiny_bundle
+    from tests.tiny_bundle import write_tiny_bundle
 
     return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")

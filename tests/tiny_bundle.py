@@ -1,4 +1,4 @@
-"""Writes a complete bundle of tiny random networks, with real diffusers and transformers folders."""
+"""Writes a complete bundle of tiny random networks as diffusers and transformers write folders."""
 
 from __future__ import annotations
 

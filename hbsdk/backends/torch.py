@@ -153,9 +153,7 @@ class TorchBackend:
         """Return the refined words, (n, d), and what refinement did."""
         denoiser = Denoiser(self.network("unet"), self.network("text_encoder"), self.scheduler)
         with torch.enable_grad():
-            words, report = refine(
-                self.network("regressor"), denoiser, reference, options, on_step
-            )
+            words, report = refine(self.network("regressor"), denoiser, reference, options, on_step)
         self._release("regressor", "unet", "text_encoder")
         return words[0].cpu().numpy(), report
 

@@ -93,14 +93,17 @@ class Judge:
         """Return (N,) cosine similarities of pictures and texts in CLIP's space."""
         vision = self.session.backend.network("image_encoder")
         shown = encoder_pixels(_unit(pixels), vision.config.image_size, CLIP_MEAN, CLIP_STD)
-        images = vision(shown).pooler_output @ self.projections["visual_projection.weight"].float().T
+        images = self._project("visual", vision(shown).pooler_output)
         tokens = self.session.tokenizer(
             list(texts), padding="max_length", truncation=True, return_tensors="pt"
         )
         text = self.session.backend.network("text_encoder")
-        pooled = text(tokens["input_ids"]).pooler_output
-        states = pooled @ self.projections["text_projection.weight"].float().T
-        return F.cosine_similarity(images, states)
+        return F.cosine_similarity(
+            images, self._project("text", text(tokens["input_ids"]).pooler_output)
+        )
+
+    def _project(self, tower: str, pooled: Tensor) -> Tensor:
+        return pooled @ self.projections[f"{tower}_projection.weight"].float().T
 
 
 def _unit(pixels: Pixels) -> Tensor:
@@ -124,15 +127,21 @@ def draw(
     )
     empty = tokenize_prompt(session.tokenizer, "", {})
     states = backend.encode_prompts([empty] * len(prompts) + list(prompts), words)
-    factor = session.bundle.vae_scale_factor
+    factor = session.bundle.info.vae_scale_factor
     side = session.bundle.info.image_size_px // factor
-    noise = initial_noise(seed, len(prompts), Canvas(session.bundle.latent_channels, side, side))
+    noise = initial_noise(
+        seed, len(prompts), Canvas(session.bundle.info.latent_channels, side, side)
+    )
     latents = denoise(backend, noise, states, schedule, scale)
-    return np.rint(backend.decode(latents) * 255.0).astype(np.uint8)
+    pictures: Pixels = np.rint(backend.decode(latents) * 255.0).astype(np.uint8)
+    return pictures
 
 
 def draw_all(
-    session: hbsdk.Session, seeds: Sequence[int], subjects: Mapping[int, Words] | None, **how: Any
+    session: hbsdk.Session,
+    seeds: Sequence[int],
+    subjects: Mapping[int, Words] | None,
+    **how: Any,
 ) -> Pixels:
     """Return (identities, prompts, 64, 64, 3): each subject, or its class word, in each prompt."""
     rows = []
@@ -207,9 +216,7 @@ def other_pictures_loss(session: hbsdk.Session, seed: int, words: Words) -> floa
     The noise and its 16 levels a picture depend on the identity alone.
     """
     backend = session.backend
-    denoiser = Denoiser(
-        backend.network("unet"), backend.network("text_encoder"), backend.scheduler
-    )
+    denoiser = Denoiser(backend.network("unet"), backend.network("text_encoder"), backend.scheduler)
     losses = []
     generator = torch.Generator().manual_seed(seed)
     for index in (3, 4, 5, 6):
@@ -271,6 +278,7 @@ def evaluate(session: hbsdk.Session, count: int, **options: Any) -> dict[str, An
 
 
 def main() -> None:
+    """Evaluate, print the means, and write everything to --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", help="default: the embedded mini bundle")
     parser.add_argument("--identities", type=int, default=64)
@@ -289,7 +297,8 @@ def main() -> None:
     report["seconds"] = round(time.time() - started, 1)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2, default=float) + "\n", "utf-8")
-    print(json.dumps({k: v.get("mean", v) for k, v in report.items() if isinstance(v, dict)}, indent=1))
+    means = {key: part.get("mean", part) for key, part in report.items() if isinstance(part, dict)}
+    print(json.dumps(means, indent=1, default=float))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The mini bundle's networks: the classes of Stable Diffusion 1.5's bundle, a hundredth the size."""
+"""The mini bundle's networks: Stable Diffusion 1.5's classes at a hundredth of its size."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Learns the mini bundle's own CLIP vocabulary: all bytes, and the words of the world's captions."""
+"""Learns the mini bundle's own CLIP vocabulary: all bytes, and the words of captions."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,11 +24,10 @@ def learn_tokenizer(captions: Iterable[str], *, size: int = 1100) -> CLIPTokeniz
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [word for text, count in Counter(captions).items() for word in [text] * count]
     trainer = trainers.BpeTrainer(
         vocab_size=size - len(alphabet), initial_alphabet=alphabet, end_of_word_suffix=_SUFFIX
     )
-    base.train_from_iterator(words, trainer)
+    base.train_from_iterator(captions, trainer)
     merges = [tuple(pair) for pair in json.loads(base.to_str())["model"]["merges"]]
     pieces = [*alphabet, *(byte + _SUFFIX for byte in alphabet), *("".join(m) for m in merges)]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, BOS, EOS]))}

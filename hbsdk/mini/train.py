@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel, Dinov2Model
 
+from hbsdk.bundle import BundleInfo, write_manifest, write_model_index
+from hbsdk.bundle_info import sha256_of
 from hbsdk.features import ImageFeatures, extract_features
 from hbsdk.mini import (
     networks,
@@ -36,8 +38,9 @@ from hbsdk.regressor import PromptRegressor
 from hbsdk.text import tokenize_prompt
 
 WEIGHTS = Path(__file__).parent / "weights"
-CLASS_WORD = "character"
+CLASS_WORD = "cat"
 NUM_WORDS = 5
+GUIDANCE_SCALE = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +53,11 @@ class Work:
     steps: int | None
 
     def plan(self, plan: Plan) -> Plan:
+        """Return a stage's plan with the number of steps asked for."""
         return plan if self.steps is None else dataclasses.replace(plan, steps=self.steps)
 
     def pictures(self) -> Pictures:
+        """Load the training pictures."""
         return load_cache(self.folder / "pictures", self.identities)
 
 
@@ -63,11 +68,13 @@ def held_out_pixels(count: int) -> Pixels:
 
 
 def train_tokenizer(work: Work) -> None:
+    """Learn the vocabulary from captions."""
     captions = work.pictures().captions.reshape(-1)[:200_000]
     save_tokenizer(learn_tokenizer(map(str, captions)), work.bundle / "tokenizer")
 
 
 def train_vae_stage(work: Work) -> bool:
+    """Train the autoencoder and fold its normalisation in."""
     vae = networks.vae()
     pixels = work.pictures().pixels.reshape(-1, 64, 64, 3)
     plan = work.plan(train_vae.PLAN)
@@ -79,6 +86,7 @@ def train_vae_stage(work: Work) -> bool:
 
 
 def train_clip_stage(work: Work) -> bool:
+    """Train both CLIP towers."""
     tokenizer = load_tokenizer(work.bundle)
     pictures = work.pictures()
     tokens = caption_tokens(tokenizer, pictures)
@@ -96,6 +104,7 @@ def train_clip_stage(work: Work) -> bool:
 
 
 def train_dino_stage(work: Work) -> bool:
+    """Train the DINO-class encoder."""
     dino = networks.dino()
     stage = train_dino.stage(
         dino, train_dino.DinoHeads(), work.pictures(), work.plan(train_dino.PLAN)
@@ -107,6 +116,7 @@ def train_dino_stage(work: Work) -> bool:
 
 
 def train_unet_stage(work: Work) -> bool:
+    """Train the denoiser."""
     pictures, tokenizer = work.pictures(), load_tokenizer(work.bundle)
     unet, text = networks.unet(), load(CLIPTextModel, work.bundle / "text_encoder")
     tokens = caption_tokens(tokenizer, pictures)
@@ -116,11 +126,13 @@ def train_unet_stage(work: Work) -> bool:
     if not run(stage, work.folder):
         return False
     save_pretrained(unet, work.bundle / "unet", "diffusion_pytorch_model")
-    train_unet.noise_scheduler().save_config(work.bundle / "scheduler")
+    sampler = DPMSolverMultistepScheduler.from_config(train_unet.noise_scheduler().config)
+    sampler.save_config(work.bundle / "scheduler")
     return True
 
 
 def train_regressor_stage(work: Work) -> bool:
+    """Train the regressor."""
     pictures, tokenizer = work.pictures(), load_tokenizer(work.bundle)
     denoiser = Denoiser(
         unet=load(UNet2DConditionModel, work.bundle / "unet"),
@@ -128,7 +140,7 @@ def train_regressor_stage(work: Work) -> bool:
         scheduler=train_unet.noise_scheduler(),
     )
     ids, positions = subject_tokens(tokenizer, pictures)
-    words = denoiser.text_encoder.get_input_embeddings().weight
+    words = denoiser.text_encoder.get_input_embeddings().weight  # type: ignore[operator]
     class_word = words[tokenizer.encode(CLASS_WORD, add_special_tokens=False)].mean(dim=0)
     regressor = PromptRegressor.from_unet(
         denoiser.unet, class_word, clip_dim=networks.WIDTH, dino_dim=networks.WIDTH,
@@ -141,6 +153,24 @@ def train_regressor_stage(work: Work) -> bool:
     if not run(stage, work.folder):
         return False
     save_pretrained(regressor, work.bundle / "regressor", "diffusion_pytorch_model")
+    return True
+
+
+def write_bundle(work: Work) -> bool:
+    """Write the bundle's manifest over whatever networks there are."""
+    write_model_index(work.bundle)
+    write_manifest(
+        work.bundle,
+        BundleInfo(
+            name="hbsdk-mini",
+            class_word=CLASS_WORD,
+            image_size_px=networks.IMAGE_SIZE,
+            licence="Apache-2.0",
+            trained_on="pictures that hbsdk.mini.world draws; no photographs",
+            base="nothing: trained from random weights by hbsdk.mini.train",
+            guidance_scale=GUIDANCE_SCALE,
+        ),
+    )
     return True
 
 
@@ -165,12 +195,12 @@ def subject_tokens(
 def all_latents(work: Work, pictures: Pictures) -> torch.Tensor:
     """Return (identities, pictures, 16, 8, 8) float16 latents, encoded once and kept."""
     vae_weights = work.bundle / "vae" / "diffusion_pytorch_model.safetensors"
-    kept = work.folder / f"latents-{work.identities}-{file_sha256(vae_weights)[:16]}.pt"
+    kept = work.folder / f"latents-{work.identities}-{sha256_of(vae_weights)[:16]}.pt"
     if not kept.exists():
         vae = load(AutoencoderKL, work.bundle / "vae")
-        latents = train_vae.encode_all(vae, pictures.pixels.reshape(-1, 64, 64, 3))
-        save_atomically(lambda path: torch.save(latents, path), kept)
-    latents = torch.load(kept, weights_only=True)
+        encoded = train_vae.encode_all(vae, pictures.pixels.reshape(-1, 64, 64, 3))
+        save_atomically(partial(torch.save, encoded), kept)
+    latents: torch.Tensor = torch.load(kept, weights_only=True)
     return latents.reshape(*pictures.pixels.shape[:2], *latents.shape[1:])
 
 
@@ -194,11 +224,6 @@ def reference_features(work: Work, pictures: Pictures) -> ImageFeatures:
     return ImageFeatures(clip=clip, dino=dinov2)
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def load(kind: Any, folder: Path) -> Any:
     """Load a frozen network in float32."""
     module = kind.from_pretrained(folder, local_files_only=True).float().eval()
@@ -206,6 +231,7 @@ def load(kind: Any, folder: Path) -> Any:
 
 
 def load_tokenizer(bundle: Path) -> Any:
+    """Load the bundle's tokenizer."""
     return CLIPTokenizer.from_pretrained(bundle / "tokenizer")
 
 
@@ -225,10 +251,12 @@ STAGES = {
     "dino": train_dino_stage,
     "unet": train_unet_stage,
     "regressor": train_regressor_stage,
+    "bundle": write_bundle,
 }
 
 
 def main() -> None:
+    """Run the stages asked for, or all of them in order."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; default: all")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")

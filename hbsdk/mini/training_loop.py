@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def run(stage: Stage, folder: Path, *, stop: Callable[[], bool] = lambda: False)
             _log(folder, stage, step, metrics)
         if done or stop() or time.monotonic() - saved > stage.plan.checkpoint_seconds:
             state = _state(stage, optimizers, average, step + 1)
-            save_atomically(lambda path, state=state: torch.save(state, path), checkpoint)
+            save_atomically(partial(torch.save, state), checkpoint)
             saved = time.monotonic()
             if stop():
                 break

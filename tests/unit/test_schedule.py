@@ -55,8 +55,11 @@ def model(sample, timestep):
     return np.tanh(mixed) + 0.1 * np.cos(float(timestep) / 300) * sample
 
 
-def run_diffusers(sampler, steps, config, noise=NOISE):
-    """Final latents and the timesteps, by the scheduler's documented loop."""
+def run_diffusers(sampler, steps, config, told=None):
+    """Final latents and the timesteps, by the scheduler's documented loop.
+
+    `told` replaces the timesteps that the model hears of.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler = CLASSES[sampler].from_config(config)
@@ -64,16 +67,16 @@ def run_diffusers(sampler, steps, config, noise=NOISE):
     if sampler != "ddim":
         # Else rounded Karras timesteps that start with two equal ones make it skip the first.
         scheduler.set_begin_index(0)
-    latents = torch.from_numpy(noise) * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
+    latents = torch.from_numpy(NOISE) * scheduler.init_noise_sigma
+    for i, timestep in enumerate(scheduler.timesteps):
         fed = scheduler.scale_model_input(latents, timestep)
-        output = torch.from_numpy(model(fed, timestep))
+        output = torch.from_numpy(model(fed, timestep if told is None else told[i]))
         latents = scheduler.step(output, timestep, latents).prev_sample
     return latents.numpy(), scheduler.timesteps.numpy()
 
 
-def run_table(schedule: Schedule, noise=NOISE):
-    latents, x0 = noise * schedule.initial_noise_scale, None
+def run_table(schedule: Schedule):
+    latents, x0 = NOISE * schedule.initial_noise_scale, None
     for i, timestep in enumerate(schedule.timesteps):
         latents, x0 = step(schedule, i, latents, model(latents, timestep), x0)
     return latents
@@ -121,11 +124,6 @@ def test_equals_diffusers_with_karras_sigmas(sampler, steps, spacing, prediction
         {"final_sigmas_type": "sigma_min", "lower_order_final": False, "euler_at_final": True},
         {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
         {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
-        {
-            "beta_schedule": "squaredcos_cap_v2",
-            "prediction_type": "v_prediction",
-            "use_karras_sigmas": True,
-        },
         {"num_train_timesteps": 200, "beta_start": 0.004, "beta_end": 0.06},
         {"num_train_timesteps": 50, "trained_betas": list(np.geomspace(0.001, 0.3, 50))},
         {
@@ -178,15 +176,29 @@ def test_euler_is_diffusers_euler_times_alpha_at_every_step(prediction_type):
         assert relative_error(x0, result.pred_original_sample.numpy()) < TOLERANCE
 
 
-@pytest.mark.parametrize("karras", [False, True])
-def test_euler_keeps_its_precision_where_diffusers_euler_loses_it(karras):
+@pytest.mark.parametrize("steps", [5, 20])
+def test_dpm_karras_timesteps_are_cut_off_for_cosine_betas(steps):
+    """diffusers cuts them off, and its rounding error makes the first 998.99999."""
+    config = {
+        **SD15,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+        "use_karras_sigmas": True,
+    }
+    schedule = make_schedule(config, sampler="dpm++2m", num_inference_steps=steps)
+    theirs, timesteps = run_diffusers("dpm++2m", steps, config, told=schedule.timesteps)
+    assert relative_error(run_table(schedule), theirs) < TOLERANCE
+    np.testing.assert_array_equal(schedule.timesteps[1:], timesteps[1:])
+    assert (schedule.timesteps[0], timesteps[0]) == (999, 998)
+
+
+def test_euler_keeps_its_precision_where_diffusers_euler_loses_it():
     """With cosine betas its x / alpha starts at 20,000, in single precision; the oracle is its rule
     in double precision over its own noise levels."""
     config = {
         **SD15,
         "beta_schedule": "squaredcos_cap_v2",
         "prediction_type": "v_prediction",
-        "use_karras_sigmas": karras,
     }
     scheduler = EulerDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(5)
