@@ -93,7 +93,8 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
             regressor.base_words.copy_(class_word.detach().float().expand_as(regressor.base_words))
             last = regressor.to_words[-1]
             assert isinstance(last, nn.Linear)
-            last.weight.mul_(0.1)
+            # The words then start a fifth of their norm off the class word, whatever the width.
+            last.weight.mul_(class_word.shape[-1] ** -0.5)
             last.bias.zero_()
         return regressor
 

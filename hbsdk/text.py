@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hbsdk.errors import PromptError
 
-_PLACEHOLDER = re.compile(r"<[^\s<>|]+>|(?<!\w)S\*", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"<[^\s<>|]+>|(?<!\w)[Ss]\*")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hbsdk.backends.base import Floats, StepCoefficients
 from hbsdk.bundle import Bundle
-from hbsdk.errors import OptionError
+from hbsdk.errors import OptionError, PromptError
 from hbsdk.features import extract_features
 from hbsdk.image import Reference
 from hbsdk.objective import Denoiser, latent_mask
@@ -109,7 +109,11 @@ class TorchBackend:
 
         `prompt` holds one subject, once. The regressor is loaded first: a bundle without one
         says so before any work is done.
+
+        Raises:
+            PromptError: the prompt holds no subject, or more than one.
         """
+        where = _only_place(prompt)
         self.network("regressor")
         pixels = torch.from_numpy(reference.pixels).permute(2, 0, 1)[None].to(self.device)
         mask = torch.from_numpy(reference.mask)[None, None].to(self.device)
@@ -119,7 +123,6 @@ class TorchBackend:
         )  # fmt: skip
         self._release("image_encoder", "dino")
         latents = self.encode_image(pixels)
-        ((where,),) = prompt.places.values()
         return EncodedReference(
             latents=latents,
             mask=latent_mask(mask, *latents.shape[-2:]),
@@ -208,6 +211,17 @@ class TorchBackend:
         self._release("vae")
         unit = (torch.cat(pictures) / 2.0 + 0.5).clamp(0.0, 1.0)
         return unit.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _only_place(prompt: PromptTokens) -> tuple[int, ...]:
+    """Return the positions of the subject's words where it stands once."""
+    places = [where for runs in prompt.places.values() for where in runs]
+    if len(places) != 1:
+        raise PromptError(
+            "the prompt that describes the photo", expected="S* in it once",
+            got=f"S* {len(places)} times", remedy='Use prompt="a photo of S*"',
+        )  # fmt: skip
+    return places[0]
 
 
 def _device(name: str | None) -> torch.device:

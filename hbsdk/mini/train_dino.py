@@ -63,7 +63,7 @@ def stage(dino: Dinov2Model, heads: DinoHeads, pictures: Pictures, plan: Plan = 
 
     def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         who = rng.choice(identities - 64, size=BATCH_SIZE, replace=False)
-        which = np.stack([rng.permutation(count)[:2] for _ in who], axis=1)
+        which = np.stack([rng.permutation(count)[:2] for _ in who])
         pixels = pictures.pixels[who[:, None], which].transpose(1, 0, 2, 3, 4)  # view-major
         batch = random_crop(rng, to_tensor(pixels.reshape(-1, *pixels.shape[2:])))
         labels = torch.from_numpy(pictures.labels[who].astype(np.int64)).repeat(2, 1)

@@ -173,7 +173,6 @@ def test_bad_names_are_refused(name, tmp_path):
         ("Füchslein.jpg", "fuchslein"),
         ("狐.jpg", "subject"),
         ("con.safetensors", "subject"),
-        ("..safetensors", "safetensors"),
         ("x" * 200 + ".png", "x" * 64),
         ("a" * 63 + ".b.png", "a" * 63),
     ],
@@ -220,12 +219,10 @@ def fail_with(code):
     return fail
 
 
-@pytest.mark.parametrize("function", ["os.fsync", "os.replace", "pathlib.Path.replace"])
+@pytest.mark.parametrize("function", ["os.fsync", "os.replace"])
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch, function):
     path = fox().save(tmp_path)
     before = path.read_bytes()
-    if function == "os.replace" and sys.version_info >= (3, 14):
-        pytest.skip("pathlib no longer calls it by this name")
     monkeypatch.setattr(function, fail_with(errno.ENOSPC))
     with pytest.raises(SubjectError, match=r"No space left.*Nothing was changed"):
         Subject(random_words(seed=1), "fox").save(path)
