@@ -61,7 +61,9 @@ class Bundle:
 
     Each `load_...` verifies a network's files, then returns the network frozen, in evaluation mode,
     on `device`, in `dtype` (None is float32) whatever the files hold. It raises BundleError where
-    the bundle has no such network, or its files are damaged or were changed.
+    the bundle has no such network, or its files are damaged or were changed. On the CPU, in the
+    dtype of the file, weights stay mapped to it: replace files of an open bundle, never write into
+    them.
 
     Attributes:
         info: what the bundle says of itself.

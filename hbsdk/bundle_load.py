@@ -104,7 +104,10 @@ def _from_single_file(component: str, path: Path, configs: Path, dtype: torch.dt
         network = pipeline.text_encoder
     else:
         kind = _CLASSES[component]
-        network = kind.from_single_file(str(path), subfolder=component, **settings)
+        try:
+            network = kind.from_single_file(str(path), subfolder=component, **settings)
+        except NotImplementedError as error:  # torch, of a tensor that was never filled
+            raise _unreadable(component, path, "tensors wanting") from error
     empty = [name for name, tensor in network.named_parameters() if tensor.is_meta]
     if empty:
         raise _unreadable(component, path, f"{len(empty)} tensors wanting, e.g. {empty[0]}")

@@ -88,11 +88,11 @@ def _local(source: Source) -> Path | None:
     if text and path.is_dir():
         return path
     is_path = isinstance(source, os.PathLike) or text.count("/") != 1 or text[0] in "./~"
-    if is_path or path.exists() or "\\" in text:
+    if is_path or path.is_file() or "\\" in text:
         raise BundleError(
             f"bundle {text!r}",
             expected="a folder, or a hub id such as 'owner/name'",
-            got="a file" if path.exists() else "no such folder",
+            got="a file" if path.is_file() else "no such folder",
             remedy="Check the path; a single .safetensors file goes through Bundle.compose(base=)",
         )
     return None

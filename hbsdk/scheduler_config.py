@@ -22,6 +22,7 @@ _SAMPLERS: Mapping[object, Sampler] = {
     "EulerDiscreteScheduler": "euler",
     "DPMSolverMultistepScheduler": "dpm++2m",
 }
+_MOST_TRAIN_STEPS = 100_000
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _FINAL_SIGMAS = ("zero", "sigma_min")
@@ -99,7 +100,7 @@ def read_scheduler_config(config: Mapping[str, object]) -> SchedulerConfig:
         has_cosine_betas=config.get("beta_schedule") == "squaredcos_cap_v2",
         prediction_type=_choice(config, "prediction_type", _PREDICTION_TYPES, default="epsilon"),
         timestep_spacing=spacing,
-        steps_offset=_read(config, "steps_offset", 0),
+        steps_offset=_steps_offset(config),
         set_alpha_to_one=_read(config, "set_alpha_to_one", True),
         use_karras_sigmas=_read(config, "use_karras_sigmas", False),
         ends_without_noise=(
@@ -150,14 +151,14 @@ def _alphas_cumprod(config: Mapping[str, object]) -> Floats:
 
 def _betas(config: Mapping[str, object]) -> Floats:
     """(T,) the noise power that each training step adds, as the config describes or lists it."""
-    count = _read(config, "num_train_timesteps", 1000)
+    count = _train_steps(config)
     kind = _choice(config, "beta_schedule", _BETA_SCHEDULES, default="linear")
     start, end = _read(config, "beta_start", 0.0001), _read(config, "beta_end", 0.02)
-    if not (count >= 1 and 0 < start <= end < 1):
+    if not 0 < start <= end < 1:
         raise OptionError(
-            "scheduler config: noise schedule",
-            expected="num_train_timesteps 1 or more and 0 < beta_start <= beta_end < 1",
-            got=f"{count}, {start:g} and {end:g}",
+            "scheduler config: beta_start and beta_end",
+            expected="0 < beta_start <= beta_end < 1",
+            got=f"{start!r} and {end!r}",
         )
     if config.get("trained_betas") is not None:
         return _trained_betas(config["trained_betas"], count)
@@ -170,6 +171,28 @@ def _betas(config: Mapping[str, object]) -> Floats:
     signal: Floats = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
     capped: Floats = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
     return capped
+
+
+def _train_steps(config: Mapping[str, object]) -> int:
+    """The number of training steps, small enough to be tabulated."""
+    count = _read(config, "num_train_timesteps", 1000)
+    if not 1 <= count <= _MOST_TRAIN_STEPS:
+        raise OptionError(
+            "scheduler config: num_train_timesteps",
+            expected=f"1 to {_MOST_TRAIN_STEPS}",
+            got=repr(count),
+        )
+    return count
+
+
+def _steps_offset(config: Mapping[str, object]) -> int:
+    """The shift of leading timesteps, within the training range."""
+    offset, count = _read(config, "steps_offset", 0), _train_steps(config)
+    if not 0 <= offset < count:
+        raise OptionError(
+            "scheduler config: steps_offset", expected=f"0 to {count - 1}", got=repr(offset)
+        )
+    return offset
 
 
 def _trained_betas(values: object, count: int) -> Floats:

@@ -135,7 +135,7 @@ def encode_subject(
         "modelspec.hash_sha256": "0x" + hashlib.sha256(little_endian.tobytes()).hexdigest(),
         "hbsdk.words": str(number),
     }
-    return to_safetensors({TENSOR_NAME: little_endian}, dict(sorted(header.items())))
+    return to_safetensors({TENSOR_NAME: little_endian}, header)
 
 
 def decode_subject(data: bytes, what: str) -> tuple[npt.NDArray[np.float32], dict[str, str]]:

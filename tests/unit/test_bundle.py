@@ -12,13 +12,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
-from tests.single_file import write_single_file
-from tests.tiny_bundle import tiny_dino, tiny_image_encoder, write_tiny_bundle
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from hbsdk.bundle import Bundle, write_manifest
 from hbsdk.bundle_info import read_info, sha256_of
 from hbsdk.errors import BundleError
+from tests.single_file import write_single_file
+from tests.tiny_bundle import tiny_dino, tiny_image_encoder, write_tiny_bundle
 
 NETWORKS = ("text_encoder", "unet", "vae", "image_encoder", "dino", "regressor")
 
@@ -158,7 +158,7 @@ def test_a_diffusers_folder_without_manifest_generates_only(copy: Path) -> None:
     assert (bundle.info.word_dim, bundle.info.num_words) == (32, 5)
     assert bundle.load_unet().config.cross_attention_dim == 32
     assert len(bundle.hash) == 64
-    with pytest.raises(BundleError, match="has no image_encoder: it generates"):
+    with pytest.raises(BundleError, match=r"has no image_encoder: it generates"):
         bundle.load_image_encoder()
 
 
@@ -193,7 +193,7 @@ def test_composed_pieces_keep_their_manifests(tiny_bundle: Path, copy: Path) -> 
     assert bundle.info.class_word == "cat"
     path = copy / "dino" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x07")
-    with pytest.raises(BundleError, match="model.safetensors was changed"):
+    with pytest.raises(BundleError, match=r"model.safetensors was changed"):
         bundle.load_dino()
 
 

@@ -76,7 +76,7 @@ def pipeline():
         text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(clip_sample=False),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -235,7 +235,7 @@ def test_no_tool_takes_words_of_another_width(tmp_path, rule):
         (stable_diffusion_cpp, {"emb_params": np.zeros((5, 768), np.uint8)}),
         (stable_diffusion_cpp, {"emb_params": SD15_WORDS.T.copy()}),
     ],
-    ids=lambda value: getattr(value, "__name__", "+".join(value)),
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else value.__name__,
 )
 def test_the_rules_refuse_other_files(tmp_path, rule, tensors):
     """Negative control: the layout matters, and for InvokeAI the very key."""
