@@ -8,9 +8,12 @@ tokenizer, the autoencoder, CLIP, DINO, the UNet, the regressor. A finished stag
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
+import os
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -81,7 +84,7 @@ def train_vae_stage(work: Work) -> bool:
     if not run(train_vae.stage(vae, pixels, held_out_pixels(256), plan), work.folder):
         return False
     train_vae.fold_normalisation(vae, train_vae.encode_all(vae, pixels[:8192]))
-    save_pretrained(vae, work.bundle / "vae", "diffusion_pytorch_model")
+    save_pretrained(vae, work.bundle / "vae")
     return True
 
 
@@ -97,8 +100,8 @@ def train_clip_stage(work: Work) -> bool:
     )
     if not run(stage, work.folder):
         return False
-    save_pretrained(text, work.bundle / "text_encoder", "model")
-    save_pretrained(vision, work.bundle / "image_encoder", "model")
+    save_pretrained(text, work.bundle / "text_encoder")
+    save_pretrained(vision, work.bundle / "image_encoder")
     save_weights(projections, work.bundle / "clip_projections.safetensors")
     return True
 
@@ -111,7 +114,7 @@ def train_dino_stage(work: Work) -> bool:
     )
     if not run(stage, work.folder):
         return False
-    save_pretrained(dino, work.bundle / "dino", "model")
+    save_pretrained(dino, work.bundle / "dino")
     return True
 
 
@@ -125,7 +128,7 @@ def train_unet_stage(work: Work) -> bool:
     stage = train_unet.stage(unet, text, all_latents(work, pictures), tokens, empty, plan)
     if not run(stage, work.folder):
         return False
-    save_pretrained(unet, work.bundle / "unet", "diffusion_pytorch_model")
+    save_pretrained(unet, work.bundle / "unet")
     sampler = DPMSolverMultistepScheduler.from_config(train_unet.noise_scheduler().config)
     sampler.save_config(work.bundle / "scheduler")
     return True
@@ -152,7 +155,7 @@ def train_regressor_stage(work: Work) -> bool:
     )  # fmt: skip
     if not run(stage, work.folder):
         return False
-    save_pretrained(regressor, work.bundle / "regressor", "diffusion_pytorch_model")
+    save_pretrained(regressor, work.bundle / "regressor")
     return True
 
 
@@ -235,14 +238,13 @@ def load_tokenizer(bundle: Path) -> Any:
     return CLIPTokenizer.from_pretrained(bundle / "tokenizer")
 
 
-def save_pretrained(module: Any, folder: Path, name: str) -> None:
-    """Save config.json and half-precision weights as diffusers and transformers name them."""
+def save_pretrained(module: Any, folder: Path) -> None:
+    """Save config.json and half-precision weights as diffusers and transformers do."""
     folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(module, "save_config"):
-        module.save_config(folder)
-    else:
-        module.config.save_pretrained(folder)
-    save_weights(module, folder / f"{name}.safetensors")
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        copy.deepcopy(module).half().save_pretrained(temporary)
+        for file in Path(temporary).iterdir():
+            os.replace(file, folder / file.name)
 
 
 STAGES = {

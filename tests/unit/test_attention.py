@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_text_encoder, tiny_unet
 
 from hbsdk.attention import AttentionMaps, layer_factors, mask_loss, recorded_attention
 from hbsdk.mini.tokenizer import learn_tokenizer
 from hbsdk.text import encode_with_words
+from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_text_encoder, tiny_unet
 
 TOKENS = 12
 POSITIONS = torch.tensor([[1, 2, 3], [4, 7, 9]])
@@ -184,13 +184,17 @@ def hooks_of(unet: UNet2DConditionModel) -> int:
 
 def test_nothing_is_left_behind_after_an_exception(unet, inputs):
     processors = dict(unet.attn_processors)
-    with (
-        pytest.raises(RuntimeError, match="by a test"),
-        recorded_attention(unet, POSITIONS, 8, 8) as maps,
-    ):
-        assert hooks_of(unet) > 0
-        raise RuntimeError("by a test")
-    assert hooks_of(unet) == 0
+    kept = []
+
+    def fail() -> None:
+        with recorded_attention(unet, POSITIONS, 8, 8) as maps:
+            kept.append((maps, hooks_of(unet)))
+            raise RuntimeError("by a test")
+
+    with pytest.raises(RuntimeError, match="by a test"):
+        fail()
+    ((maps, hooks_inside),) = kept
+    assert hooks_inside > hooks_of(unet) == 0
     assert unet.attn_processors == processors
     run(unet, inputs)
     assert maps.by_layer == {}

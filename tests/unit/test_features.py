@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.tiny_bundle import tiny_dino, tiny_image_encoder
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from hbsdk.features import (
@@ -20,6 +19,7 @@ from hbsdk.features import (
     encoder_pixels,
     extract_features,
 )
+from tests.tiny_bundle import tiny_dino, tiny_image_encoder
 
 TOLERANCE = 1e-5
 

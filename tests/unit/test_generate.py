@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from tests.tiny_bundle import CAPTIONS
 
 from hbsdk.errors import PromptError
 from hbsdk.generate import Canvas, denoise, initial_noise, name_subjects, text_states, tokenize
@@ -14,6 +13,7 @@ from hbsdk.mini.tokenizer import learn_tokenizer
 from hbsdk.options import GenerateOptions
 from hbsdk.schedule import make_schedule, step
 from hbsdk.subject import Subject
+from tests.tiny_bundle import CAPTIONS
 
 CANVAS = Canvas(channels=4, height=8, width=8)
 WORD = 2**64 - 1
@@ -150,7 +150,7 @@ def tokenizer():
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n\t"])
 def test_an_empty_prompt_says_what_to_write(tokenizer, prompt):
-    with pytest.raises(PromptError, match="some text, got nothing. Describe it"):
+    with pytest.raises(PromptError, match=r"some text, got nothing\. Describe it"):
         tokenize(tokenizer, prompt, {})
 
 

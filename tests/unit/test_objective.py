@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_text_encoder, tiny_unet
 
 from hbsdk.attention import mask_loss, recorded_attention
 from hbsdk.mini.tokenizer import learn_tokenizer
@@ -22,6 +21,7 @@ from hbsdk.objective import (
     stratified_timesteps,
 )
 from hbsdk.text import encode_with_words
+from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_text_encoder, tiny_unet
 
 KINDS = ("epsilon", "v_prediction", "sample")
 
@@ -158,7 +158,7 @@ def test_a_mask_shrinks_by_means_over_areas():
     assert np.abs(small - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 1000])
+@pytest.mark.parametrize("count", [1, 3, 8, 300, 1000])
 def test_each_stratum_has_one_timestep(count):
     for seed in range(5):
         drawn = stratified_timesteps(count, 1000, torch.Generator().manual_seed(seed))

@@ -86,7 +86,12 @@ def test_messages_give_the_range_and_the_remedy():
 
 @pytest.mark.parametrize(
     ("height", "width", "size"),
-    [(None, None, (512, 512)), (64, None, (64, 512)), (None, 768, (512, 768)), (8, 4096, (8, 4096))],
+    [
+        (None, None, (512, 512)),
+        (64, None, (64, 512)),
+        (None, 768, (512, 768)),
+        (8, 4096, (8, 4096)),
+    ],
 )
 def test_sizes_in_pixels(height, width, size):
     assert GenerateOptions(height=height, width=width).size_px(512, 8) == size

@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.models.attention_processor import Attention
-from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_regressor, tiny_text_encoder, tiny_unet
 
 from hbsdk.features import ImageFeatures
 from hbsdk.mini.tokenizer import learn_tokenizer
@@ -18,6 +17,7 @@ from hbsdk.options import PersonalizeOptions
 from hbsdk.refine import EncodedReference, predict_words, refine, refined_weights
 from hbsdk.regressor import PromptRegressor
 from hbsdk.text import tokenize_prompt
+from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_regressor, tiny_text_encoder, tiny_unet
 
 # Large steps over few noise levels: a tiny random model moves, and fast.
 OPTIONS = PersonalizeOptions(steps=2, effective_step=1e-2, timesteps_per_step=4)
@@ -183,9 +183,7 @@ def test_the_papers_losses_are_plain(setting):
 
 
 def test_micro_batches_change_the_memory_and_not_the_words(setting):
-    found = [
-        setting.refine(timesteps_per_step=8, micro_batch_size=size) for size in (1, 3, 8)
-    ]
+    found = [setting.refine(timesteps_per_step=8, micro_batch_size=size) for size in (1, 3, 8)]
     probe = predict_words(setting.regressor, setting.reference)
     for words, report in found[1:]:
         assert (words - found[0][0]).abs().max() < 1e-6

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tests.tiny_bundle import WIDTH, tiny_unet
 
 from hbsdk.features import ImageFeatures
 from hbsdk.regressor import PromptRegressor
+from tests.tiny_bundle import WIDTH, tiny_unet
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 LAYOUTS = {

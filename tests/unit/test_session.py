@@ -12,7 +12,6 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from tests.tiny_bundle import IMAGE_SIZE, LATENT_SIZE, WIDTH, write_tiny_bundle
 
 from hbsdk.errors import BundleError, OptionError, PromptError, SubjectError
 from hbsdk.generate import Canvas, initial_noise
@@ -21,6 +20,7 @@ from hbsdk.options import GenerateOptions, PersonalizeOptions
 from hbsdk.session import Session
 from hbsdk.subject import Subject
 from hbsdk.text import tokenize_prompt
+from tests.tiny_bundle import IMAGE_SIZE, LATENT_SIZE, WIDTH, write_tiny_bundle
 
 QUICK = {"num_inference_steps": 3}
 CANVAS = Canvas(4, LATENT_SIZE, LATENT_SIZE)
@@ -289,9 +289,7 @@ def test_threads_that_share_a_session_draw_what_one_draws(session, fox, photo, m
 @pytest.mark.parametrize(
     ("sampler", "scheduler"), [("dpm++2m", DPMSolverMultistepScheduler), ("ddim", DDIMScheduler)]
 )
-def test_diffusers_draws_the_same_picture(
-    session, fox, tiny_bundle, tmp_path, sampler, scheduler
-):
+def test_diffusers_draws_the_same_picture(session, fox, tiny_bundle, tmp_path, sampler, scheduler):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_bundle, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
@@ -345,7 +343,7 @@ def test_bad_input_is_told(session, prompt, settings, error, message):
 def test_a_subject_without_a_place_is_told(session, fox):
     with pytest.raises(PromptError, match=r"S\* or <fox> where the subject should be"):
         session.generate("a photo of a cat", fox, **QUICK)
-    with pytest.raises(OptionError, match="option 'guidance'.*PersonalizeOptions"):
+    with pytest.raises(OptionError, match=r"option 'guidance'.*PersonalizeOptions"):
         session.personalize("nowhere.png", guidance=1.0)
 
 
@@ -362,7 +360,7 @@ def test_a_bundle_without_a_regressor_draws_and_says_how_to_make_one(
     plain = Session(folder, progress=False)
     assert np.array_equal(draw(plain, subject=fox), draw(session, subject=fox))
     plain.prewarm()
-    with pytest.raises(BundleError, match="no regressor.*cannot personalize.*hbsdk train"):
+    with pytest.raises(BundleError, match=r"no regressor.*cannot personalize.*hbsdk train"):
         plain.personalize(photo, mask)
 
 

@@ -8,7 +8,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_text_encoder
 
 from hbsdk.errors import PromptError
 from hbsdk.mini.tokenizer import learn_tokenizer
@@ -20,6 +19,7 @@ from hbsdk.text import (
     replaced_words,
     tokenize_prompt,
 )
+from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_text_encoder
 
 FOX = {"s*": 5}
 PAIR = {"<fox>": 5, "<cat>": 3}
@@ -189,6 +189,10 @@ def test_the_last_words_that_fit_are_kept(tokenizer):
     assert tokens.places["s*"] == ((71, 72, 73, 74, 75),)
     assert tokens.ids[76] == tokenizer.eos_token_id
     assert len(tokens.ids) == 77
+    with pytest.warns(UserWarning, match="78 tokens"):
+        cut = tokenize_prompt(tokenizer, long_prompt(70, 3), FOX)
+    assert cut.places == tokens.places
+    assert cut.ids.tolist() == tokens.ids.tolist()
 
 
 @pytest.mark.parametrize("before", [71, 74, 75, 200])
@@ -269,14 +273,16 @@ def test_the_gradient_reaches_the_words_and_no_other_row(tokenizer, text_encoder
 def test_the_hook_is_gone_afterwards_also_after_an_exception(tokenizer, text_encoder):
     ids = torch.from_numpy(tokenize_prompt(tokenizer, "a photo of s*", FOX).ids)[None]
     plain = text_encoder(ids).last_hidden_state
-    place = torch.tensor([0]), torch.tensor([4])
-    word = torch.ones(1, WIDTH)
-    with (
-        pytest.raises(RuntimeError, match="by a test"),
-        replaced_words(text_encoder, *place, word),
-    ):
-        assert not torch.allclose(text_encoder(ids).last_hidden_state, plain, atol=1e-3)
-        raise RuntimeError("by a test")
+    word, inside = torch.randn(1, WIDTH), []
+
+    def fail() -> None:
+        with replaced_words(text_encoder, torch.tensor([0]), torch.tensor([4]), word):
+            inside.append(text_encoder(ids).last_hidden_state)
+            raise RuntimeError("by a test")
+
+    with pytest.raises(RuntimeError, match="by a test"):
+        fail()
+    assert not torch.allclose(inside[0], plain, atol=1e-3)
     assert torch.equal(text_encoder(ids).last_hidden_state, plain)
     with pytest.raises(IndexError):
         encode_with_words(text_encoder, ids, torch.tensor([[99]]), word[None])
