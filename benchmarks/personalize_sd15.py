@@ -69,14 +69,12 @@ def main() -> None:
             micro_batch_size=arguments.micro_batch_size,
         )
     with measured(f"one picture, {arguments.generate_steps} guided steps", stages):
-        session.generate(
-            "a photo of S*", subject, num_inference_steps=arguments.generate_steps
-        )
+        session.generate("a photo of S*", subject, num_inference_steps=arguments.generate_steps)
     report = {
         "command": " ".join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
         "device": str(session.backend.device),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "dtype": str(session.backend.dtype),
         "versions": {"hbsdk": hbsdk.__version__, "torch": torch.__version__},
         "timesteps_per_step": arguments.timesteps_per_step,

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hbsdk.backends.base import Backend, StepCoefficients
-from hbsdk.errors import PromptError
+from hbsdk.bundle_info import BundleInfo
+from hbsdk.errors import OptionError, PromptError
 from hbsdk.options import GenerateOptions
 from hbsdk.schedule import Schedule
 from hbsdk.subject import Subject
 from hbsdk.text import PromptTokens, placeholders, tokenize_prompt
 
 Floats = npt.NDArray[np.float32]
-OnStep = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,68 @@ def initial_noise(seed: int, count: int, canvas: Canvas) -> Floats:
         pictures.append(normal.reshape(-1)[:size])
     shape = (count, canvas.channels, canvas.height, canvas.width)
     return np.stack(pictures).astype(np.float32).reshape(shape)
+
+
+def canvas_of(info: BundleInfo, options: GenerateOptions) -> Canvas:
+    """Return the latents' shape for a bundle and a picture size.
+
+    Raises:
+        OptionError: the size does not fit the bundle.
+    """
+    factor = info.vae_scale_factor
+    height, width = options.size_px(info.image_size_px, factor)
+    return Canvas(info.latent_channels, height // factor, width // factor)
+
+
+def starting_noise(
+    canvas: Canvas, options: GenerateOptions, generator: Any = None, latents: Any = None
+) -> Floats:
+    """Return (num_images_per_prompt, C, h, w) float32 noise: as given, or drawn.
+
+    Args:
+        canvas: the shape of one.
+        options: their number, and the seed that counts if the rest is None.
+        generator: a torch generator, or one a picture.
+        latents: the noise itself, an array or a tensor on the CPU.
+
+    Raises:
+        OptionError: the latents have another shape or are not finite, or the generators are not
+            as many as the pictures.
+    """
+    count = options.num_images_per_prompt
+    shape = (count, canvas.channels, canvas.height, canvas.width)
+    if latents is not None:
+        given = np.asarray(latents, dtype=np.float32)
+        if given.shape != shape or not np.isfinite(given).all():
+            raise OptionError(
+                "latents", expected=f"finite values of shape {shape}",
+                got=f"shape {given.shape}" if given.shape != shape else "values that are not",
+                remedy="Draw them with numpy.random.Generator.standard_normal(shape)",
+            )  # fmt: skip
+        return given
+    if generator is None:
+        return initial_noise(options.seed, count, canvas)
+    from diffusers.utils.torch_utils import randn_tensor
+
+    if isinstance(generator, Sequence) and len(generator) != count:
+        raise OptionError(
+            "generator", expected=f"one, or one for each of {count} pictures",
+            got=f"{len(generator)}",
+        )  # fmt: skip
+    noise: Floats = randn_tensor(shape, generator=generator).numpy()
+    return noise
+
+
+def check_prompts(prompt: str | Sequence[str]) -> list[str]:
+    """Return the prompts as a list.
+
+    Raises:
+        PromptError: one is not text.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list | tuple) or not all(isinstance(text, str) for text in prompts):
+        raise PromptError("prompt", expected="text, or a list of texts", got=repr(prompt)[:100])
+    return list(prompts)
 
 
 def name_subjects(prompt: str, subjects: Sequence[Subject]) -> dict[str, Subject]:
@@ -88,8 +150,8 @@ def _is_used(subject: Subject, named: Mapping[str, Subject], used: set[str]) -> 
     return any(named[name] is subject for name in used if name in named)
 
 
-def tokenize(tokenizer: Any, prompt: str, subjects: Mapping[str, Subject]) -> PromptTokens:
-    """Tokenize a prompt with room for its subjects' words.
+def tokenize(tokenizer: Any, prompt: str, words: Mapping[str, int]) -> PromptTokens:
+    """Tokenize a prompt with room for its subjects' words: placeholder -> how many.
 
     Raises:
         PromptError: it is empty, or as of `tokenize_prompt`.
@@ -98,8 +160,7 @@ def tokenize(tokenizer: Any, prompt: str, subjects: Mapping[str, Subject]) -> Pr
         raise PromptError(
             "prompt", expected="some text", got="nothing", remedy='Describe it: "a photo of S*"'
         )
-    lengths = {name: len(subject.words) for name, subject in subjects.items()}
-    return tokenize_prompt(tokenizer, prompt, lengths)
+    return tokenize_prompt(tokenizer, prompt, words)
 
 
 def denoise(
@@ -108,7 +169,7 @@ def denoise(
     states: Any,
     schedule: Schedule,
     guidance_scale: float,
-    on_step: Callable[[int, Any], None] = lambda *_: None,
+    on_step: Callable[[int, Any], Any] = lambda _, latents: latents,
 ) -> Any:
     """Run the loop: from unit noise to clean latents on the backend's device.
 
@@ -118,7 +179,7 @@ def denoise(
         states: as of `Backend.denoise_step`.
         schedule: the sampler's table.
         guidance_scale: the weight of the prompt.
-        on_step: called with 0, 1, ... and the latents after each step.
+        on_step: called with 0, 1, ... and the latents after each step; returns those to go on with.
     """
     latents = backend.to_device(noise * np.float32(schedule.initial_noise_scale))
     previous_x0 = None
@@ -134,7 +195,7 @@ def denoise(
         latents, previous_x0 = backend.denoise_step(
             latents, previous_x0, states, guidance_scale, coefficients
         )
-        on_step(step, latents)
+        latents = on_step(step, latents)
     return latents
 
 
@@ -150,10 +211,9 @@ def text_states(
     """Encode a prompt, after its negative one if `guided`, once for each picture."""
     named = name_subjects(prompt, subjects)
     words = {name: subject.words for name, subject in named.items()}
-    prompts = [tokenize(tokenizer, prompt, named)] * options.num_images_per_prompt
+    lengths = {name: len(rows) for name, rows in words.items()}
+    prompts = [tokenize(tokenizer, prompt, lengths)] * options.num_images_per_prompt
     if guided:
-        negative = tokenize_prompt(
-            tokenizer, options.negative_prompt, {name: len(w) for name, w in words.items()}
-        )
+        negative = tokenize_prompt(tokenizer, options.negative_prompt or "", lengths)
         prompts = [negative] * options.num_images_per_prompt + prompts
     return backend.encode_prompts(prompts, words)

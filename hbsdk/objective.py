@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import CLIPTextModel
 
 from hbsdk.attention import MaskLoss, mask_loss, recorded_attention
 from hbsdk.text import encode_with_words
@@ -19,7 +20,7 @@ class Denoiser:
     """The frozen half of Stable Diffusion: what turns words and noise into a prediction."""
 
     unet: UNet2DConditionModel
-    text_encoder: nn.Module
+    text_encoder: CLIPTextModel
     scheduler: DDPMScheduler  # its noise schedule and prediction type
 
 

@@ -46,6 +46,7 @@ class PersonalizeOptions:
         _check_range("weight_decay", self.weight_decay, 0.0, 1.0)
         _check_range("mask_loss_weight", self.mask_loss_weight, 0.0, 1000.0)
         _check_range("background_weight", self.background_weight, 0.0, 1.0)
+        _check_text("prompt", self.prompt)
         _check_choice("mode", self.mode, ("default", "paper"))
         _check_choice("mask_loss", self.mask_loss, ("area", "paper"))
 
@@ -58,7 +59,7 @@ class GenerateOptions:
         OptionError: a value is out of its range.
     """
 
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     num_images_per_prompt: int = 1
     num_inference_steps: int = 20
     guidance_scale: float | None = None  # None is the bundle's own; 1 and less is without
@@ -69,6 +70,7 @@ class GenerateOptions:
     output_type: Literal["pil", "np", "latent"] = "pil"
 
     def __post_init__(self) -> None:
+        _check_text("negative_prompt", self.negative_prompt or "")
         _check_whole("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _check_whole("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
         _check_whole("seed", self.seed, 0, MAX_SEED)
@@ -125,6 +127,11 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
             got=repr(value),
             remedy=f"Choose {name} in this range.",
         )
+
+
+def _check_text(name: str, value: str) -> None:
+    if not isinstance(value, str):
+        raise OptionError(name, expected="text", got=repr(value), remedy="Leave it out for none.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

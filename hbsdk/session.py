@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +16,27 @@ from tqdm import tqdm
 
 from hbsdk.bundle import Bundle, Source
 from hbsdk.errors import OptionError, SubjectError
-from hbsdk.generate import Canvas, denoise, initial_noise, text_states, tokenize
+from hbsdk.generate import (
+    canvas_of,
+    check_prompts,
+    denoise,
+    starting_noise,
+    text_states,
+    tokenize,
+)
 from hbsdk.image import ImageInput, load_photo, make_reference
 from hbsdk.mask import check_latent_coverage, find_mask
 from hbsdk.options import GenerateOptions, PersonalizeOptions
 from hbsdk.schedule import make_schedule
-from hbsdk.subject import Subject
+from hbsdk.subject import Subject, check_name
 
 if TYPE_CHECKING:
     import torch
 
     from hbsdk.backends.torch import DType, Memory, TorchBackend
 
-OnStepEnd = Callable[["Session", int, float, dict[str, Any]], Any]
+OnStepEnd = Callable[["Session", int, float, dict[str, Any]], "dict[str, Any] | None"]
+_Options = TypeVar("_Options", PersonalizeOptions, GenerateOptions)
 
 
 class Session:
@@ -116,16 +124,19 @@ class Session:
 
         Raises:
             ImageError, MaskError, OptionError: bad input.
+            SubjectError: the name cannot be a file's or a placeholder's.
+            PromptError: `options.prompt` does not hold the subject just once.
             BundleError: the bundle cannot personalize.
         """
-        chosen = _changed(options or PersonalizeOptions(), changes)
+        chosen = _changed(PersonalizeOptions, options, changes)
+        name = name.lower() if isinstance(name, str) else name
+        check_name(name)
         photo = load_photo(image)
         found = find_mask(photo, mask, segmenter=chosen.segmenter)
         reference = make_reference(photo, found.values, size=self.bundle.info.image_size_px)
         check_latent_coverage(reference.mask, factor=self.bundle.info.vae_scale_factor)
         number = self.bundle.info.num_words
-        blank = Subject(words=np.zeros((number, 1), np.float32), name=name, metadata={})
-        prompt = tokenize(self.tokenizer, chosen.prompt, {"s*": blank})
+        prompt = tokenize(self.tokenizer, chosen.prompt, {"s*": number, f"<{name}>": number})
         with self._lock:
             encoded = self.backend.encode_reference(reference, prompt)
             if chosen.steps == 0:
@@ -160,7 +171,8 @@ class Session:
             subject: one, several or none.
             generator: draws the noise in place of `seed`, as in diffusers; on the CPU.
             latents: (num_images_per_prompt, C, h, w) unit noise in place of both.
-            callback_on_step_end: called as in diffusers, (session, step, timestep, {"latents"}).
+            callback_on_step_end: called as in diffusers, (session, step, timestep, {"latents"});
+                latents that it returns in a dictionary replace them.
             options: all settings; None is the defaults.
             **changes: single settings of `GenerateOptions`, such as `seed=1`.
 
@@ -174,13 +186,14 @@ class Session:
             SubjectError: the subject is of another width than the bundle.
             OptionError: a setting is out of range.
         """
-        chosen = _changed(options or GenerateOptions(), changes)
+        chosen = _changed(GenerateOptions, options, changes)
         subjects = _as_list(subject)
         for one in subjects:
             self._check_width(one)
+        canvas = canvas_of(self.bundle.info, chosen)
         pictures: list[Any] = []
-        for text in [prompt] if isinstance(prompt, str) else prompt:
-            noise = self._noise(chosen, generator, latents)
+        for text in check_prompts(prompt):
+            noise = starting_noise(canvas, chosen, generator, latents)
             pictures += self._draw(text, subjects, noise, chosen, callback_on_step_end)
         return pictures
 
@@ -205,10 +218,14 @@ class Session:
                 self.backend, self.tokenizer, prompt, subjects, options, guided=scale > 1.0
             )
 
-            def on_step(step: int, latents: Any) -> None:
+            def on_step(step: int, latents: Any) -> Any:
                 advance()
-                if callback is not None:
-                    callback(self, step, float(schedule.timesteps[step]), {"latents": latents})
+                if callback is None:
+                    return latents
+                time = float(schedule.timesteps[step])
+                return (callback(self, step, time, {"latents": latents}) or {}).get(
+                    "latents", latents
+                )
 
             drawn = denoise(self.backend, noise, states, schedule, scale, on_step)
             if options.output_type == "latent":
@@ -217,25 +234,6 @@ class Session:
         if options.output_type == "np":
             return list(decoded)
         return [Image.fromarray(np.rint(one * 255.0).astype(np.uint8)) for one in decoded]
-
-    def _noise(
-        self, options: GenerateOptions, generator: Any, latents: npt.NDArray[np.float32] | None
-    ) -> npt.NDArray[np.float32]:
-        factor = self.bundle.info.vae_scale_factor
-        height, width = options.size_px(self.bundle.info.image_size_px, factor)
-        canvas = Canvas(self.bundle.info.latent_channels, height // factor, width // factor)
-        count = options.num_images_per_prompt
-        shape = (count, canvas.channels, canvas.height, canvas.width)
-        if latents is not None:
-            if latents.shape != shape:
-                raise OptionError("latents", expected=str(shape), got=str(latents.shape))
-            return latents.astype(np.float32)
-        if generator is None:
-            return initial_noise(options.seed, count, canvas)
-        from diffusers.utils.torch_utils import randn_tensor
-
-        noise: npt.NDArray[np.float32] = randn_tensor(shape, generator=generator).numpy()
-        return noise
 
     def _check_width(self, subject: Subject) -> None:
         width, own = subject.words.shape[1], self.bundle.info.word_dim
@@ -273,11 +271,21 @@ def _torch_backend(
 def _as_list(subject: Subject | Iterable[Subject] | None) -> list[Subject]:
     if subject is None:
         return []
-    return [subject] if isinstance(subject, Subject) else list(subject)
+    subjects = [subject] if isinstance(subject, Subject | str) else list(subject)
+    for one in subjects:
+        if not isinstance(one, Subject):
+            raise SubjectError(
+                "subject", expected="a hbsdk.Subject", got=repr(one)[:100],
+                remedy="Load a file with hbsdk.Subject.load(path)",
+            )  # fmt: skip
+    return subjects
 
 
-def _changed(options: Any, changes: dict[str, Any]) -> Any:
-    """Return the options with single settings changed."""
+def _changed(kind: type[_Options], options: _Options | None, changes: dict[str, Any]) -> _Options:
+    """Return the options, or the defaults, with single settings changed."""
+    options = kind() if options is None else options
+    if not isinstance(options, kind):
+        raise OptionError("options", expected=f"hbsdk.{kind.__name__}", got=repr(options)[:100])
     unknown = set(changes) - set(asdict(options))
     if unknown:
         raise OptionError(

@@ -107,6 +107,8 @@ def check_name(name: str) -> None:
             `.` or `-`, ends with `.`, or is a device on Windows.
     """
     what = f"subject name {name!r}"
+    if not isinstance(name, str):
+        raise SubjectError(what, expected="text", got=type(name).__name__)
     if name != name.lower():
         raise SubjectError(
             what,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DDPMScheduler
@@ -50,8 +50,10 @@ class TorchBackend:
             memory: "low" releases each network after its stage.
 
         Raises:
-            OptionError: there is no such device here.
+            OptionError: there is no such device here, or another option is none of its choices.
         """
+        _check_choice("dtype", dtype, get_args(DType))
+        _check_choice("memory", memory, get_args(Memory))
         self.bundle = bundle
         self.device = _device(device)
         self.memory = memory
@@ -199,6 +201,7 @@ class TorchBackend:
 
     def to_host(self, latents: Tensor) -> Floats:
         """Return (N, C, h, w) float32 latents."""
+        self._release("unet")
         return latents.float().cpu().numpy()
 
     @torch.no_grad()
@@ -211,6 +214,11 @@ class TorchBackend:
         self._release("vae")
         unit = (torch.cat(pictures) / 2.0 + 0.5).clamp(0.0, 1.0)
         return unit.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(name, expected=f"one of {', '.join(choices)}", got=repr(value))
 
 
 def _only_place(prompt: PromptTokens) -> tuple[int, ...]:

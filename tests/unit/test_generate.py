@@ -155,8 +155,7 @@ def test_an_empty_prompt_says_what_to_write(tokenizer, prompt):
 
 
 def test_each_subject_has_room_for_its_own_number_of_words(tokenizer):
-    named = {"<fox>": subject("fox", words=2), "<cat>": subject("cat", words=7)}
-    tokens = tokenize(tokenizer, "<fox> <cat>", named)
+    tokens = tokenize(tokenizer, "<fox> <cat>", {"<fox>": 2, "<cat>": 7})
     assert tokens.places == {"<fox>": ((1, 2),), "<cat>": (tuple(range(3, 10)),)}
 
 
@@ -194,9 +193,12 @@ def test_the_loop_is_the_schedule_step_by_step(sampler):
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     schedule = make_schedule(config, sampler=sampler, num_inference_steps=6)
     noise, runtime, seen = initial_noise(0, 2, CANVAS), ToyRuntime(), []
-    drawn = denoise(
-        runtime, noise, "states", schedule, 3.0, lambda i, latents: seen.append((i, latents))
-    )
+
+    def on_step(i, latents):
+        seen.append((i, latents))
+        return latents
+
+    drawn = denoise(runtime, noise, "states", schedule, 3.0, on_step)
     expected, before = noise * np.float32(schedule.initial_noise_scale), None
     assert np.array_equal(runtime.start, expected)
     for i in range(6):
@@ -216,7 +218,7 @@ def test_negative_prompts_come_first_and_only_with_guidance(tokenizer, guided):
     options = GenerateOptions(num_images_per_prompt=2, negative_prompt="a dog")
     states = text_states(runtime, tokenizer, "a cat and S*", [fox], options, guided=guided)
     assert states == "states"
-    prompt = tokenize(tokenizer, "a cat and S*", {"s*": fox, "<fox>": fox}).ids.tolist()
+    prompt = tokenize(tokenizer, "a cat and S*", {"s*": 5, "<fox>": 5}).ids.tolist()
     negative = tokenize(tokenizer, "a dog", {}).ids.tolist()
     expected = [negative] * 2 * guided + [prompt] * 2
     assert [one.ids.tolist() for one in runtime.prompts] == expected

@@ -47,9 +47,7 @@ def test_a_stopped_run_resumes_to_the_same_losses_and_weights(tmp_path: Path) ->
     resumed = regression(seed=1)  # its own start is overwritten by the checkpoint's
     assert run(resumed, parts)
     assert losses(parts) == losses(whole)
-    for one, other in zip(
-        straight.modules.parameters(), resumed.modules.parameters(), strict=True
-    ):
+    for one, other in zip(straight.modules.parameters(), resumed.modules.parameters(), strict=True):
         assert torch.equal(one, other)
 
 

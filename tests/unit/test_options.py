@@ -33,11 +33,13 @@ PERSONALIZE = [
     ("weight_decay", [0.0, 0.5], [-0.1, NAN, INFINITE]),
     ("mask_loss_weight", [0.0, 1.0], [-0.1, NAN, INFINITE, None]),
     ("background_weight", [0.0, 1.0], [-0.1, 1.1, NAN]),
+    ("prompt", ["a photo of S*", ""], [None, 5, ["S*"]]),
     ("mode", ["default", "paper"], ["Paper", "", None]),
     ("mask_loss", ["area", "paper"], ["mean"]),
     ("seed", [0, 2**64 - 1], [-1, 2**64, 1.0, True, "0", None]),
 ]
 GENERATE = [
+    ("negative_prompt", [None, "", "snow"], [5, ["snow"]]),
     ("num_inference_steps", [1, 1000], [0, -1, 1001, 10_000, 20.0, True, "20"]),
     ("num_images_per_prompt", [1, 64], [0, 65, 1.0, True]),
     ("guidance_scale", [None, 0, 0.0, 1, 7.5, 100.0], [-0.1, 100.1, NAN, INFINITE, True, "7"]),

@@ -238,7 +238,7 @@ def test_a_generator_draws_diffusers_noise(session):
 
 
 def test_latents_of_another_shape_are_refused(session):
-    with pytest.raises(OptionError, match=r"latents: expected \(1, 4, 8, 8\), got \(1, 4, 8, 9\)"):
+    with pytest.raises(OptionError, match=r"shape \(1, 4, 8, 8\), got shape \(1, 4, 8, 9\)"):
         draw(session, "a cat", latents=np.zeros((1, 4, 8, 9), np.float32))
 
 
@@ -408,5 +408,67 @@ def test_a_device_that_is_not_there_is_told(tiny_bundle, device):
         Session(tiny_bundle, device=device)
 
 
+@pytest.mark.parametrize(
+    "choice", [{"dtype": "int8"}, {"dtype": torch.float16}, {"memory": "tiny"}, {"memory": None}]
+)
+def test_a_choice_that_is_none_is_told(tiny_bundle, choice):
+    ((name, value),) = choice.items()
+    with pytest.raises(OptionError) as caught:
+        Session(tiny_bundle, **choice)
+    assert str(caught.value).startswith(f"{name}: expected one of ")
+    assert repr(value) in str(caught.value)
+
+
+def test_half_precision_draws_nearly_the_same(tiny_bundle, session):
+    half = Session(tiny_bundle, progress=False, dtype="bfloat16")
+    assert half.backend.dtype == torch.bfloat16
+    full, rounded = draw(session, "a cat"), draw(half, "a cat")
+    assert 0.0 < np.abs(full - rounded).max() < 0.5
+    assert not np.allclose(full, draw(session, "a dog at night"), atol=1e-3)
+
+
 def test_a_session_says_what_it_is(session):
     assert repr(session) == "Session('tiny', torch on cpu)"
+
+
+def test_a_callback_may_replace_the_latents(session):
+    def zeroed(_, step, time, kept):
+        return {"latents": kept["latents"] * 0.0} if step == 1 else None
+
+    plain = draw(session, "a cat", num_inference_steps=2)
+    assert (
+        np.abs(draw(session, "a cat", num_inference_steps=2, callback_on_step_end=zeroed)).max()
+        == 0
+    )
+    assert np.abs(plain).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"latents": np.full((1, 4, 8, 8), np.nan, np.float32)}, OptionError, "finite"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, OptionError, "shape"),
+        ({"generator": [torch.Generator(), torch.Generator()]}, OptionError, "each of 1"),
+        ({"prompt": None}, PromptError, "text"),
+        ({"prompt": ["a cat", 5]}, PromptError, "text"),
+        ({"subject": "fox.safetensors"}, SubjectError, "Subject.load"),
+        ({"subject": [5]}, SubjectError, "Subject.load"),
+        ({"options": {"seed": 1}}, OptionError, "GenerateOptions"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_told(session, settings, error, words):
+    arguments = {"prompt": "a cat", **settings}
+    with pytest.raises(error, match=words):
+        session.generate(**arguments)
+
+
+@pytest.mark.parametrize("name", [5, "", "a b", "CON", "../x"])
+def test_a_name_that_is_no_file_name_is_told_before_the_work(session, photo, mask, name):
+    with pytest.raises(SubjectError):
+        session.personalize(photo, mask, name=name)
+
+
+def test_the_description_of_the_photo_may_use_the_name(session, photo, mask):
+    by_name = session.personalize(photo, mask, name="fox", prompt="a photo of <fox>", steps=1)
+    by_star = session.personalize(photo, mask, name="fox", prompt="a photo of S*", steps=1)
+    assert np.array_equal(by_name.words, by_star.words)
