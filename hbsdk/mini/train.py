@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel, Dinov2Model
 
 from hbsdk.bundle import BundleInfo, write_manifest, write_model_index
@@ -34,6 +36,7 @@ from hbsdk.mini import (
     world,
 )
 from hbsdk.mini.cache import REFERENCES, Pictures, Pixels, draw_cache, draw_picture, load_cache
+from hbsdk.mini.record import record
 from hbsdk.mini.tokenizer import learn_tokenizer, save_tokenizer
 from hbsdk.mini.training_loop import Plan, run, save_atomically, save_weights
 from hbsdk.objective import Denoiser
@@ -41,8 +44,10 @@ from hbsdk.regressor import PromptRegressor
 from hbsdk.text import tokenize_prompt
 
 WEIGHTS = Path(__file__).parent / "weights"
+RECORD = Path(__file__).parent / "training.json"
 CLASS_WORD = "cat"
 NUM_WORDS = 5
+PROJECTIONS = "clip_projections.safetensors"
 GUIDANCE_SCALE = 4.0
 
 
@@ -53,7 +58,8 @@ class Work:
     folder: Path
     bundle: Path
     identities: int
-    steps: int | None
+    steps: int | None = None
+    go_on: bool = False
 
     def plan(self, plan: Plan) -> Plan:
         """Return a stage's plan with the number of steps asked for."""
@@ -62,6 +68,12 @@ class Work:
     def pictures(self) -> Pictures:
         """Load the training pictures."""
         return load_cache(self.folder / "pictures", self.identities)
+
+    def begun(self, module: Any, name: str) -> Any:
+        """Return a network with random weights, or to go on with the bundle's, with those."""
+        if self.go_on:
+            module.load_state_dict(load(type(module), self.bundle / name).state_dict())
+        return module
 
 
 def held_out_pixels(count: int) -> Pixels:
@@ -78,7 +90,7 @@ def train_tokenizer(work: Work) -> None:
 
 def train_vae_stage(work: Work) -> bool:
     """Train the autoencoder and fold its normalisation in."""
-    vae = networks.vae()
+    vae = work.begun(networks.vae(), "vae")
     pixels = work.pictures().pixels.reshape(-1, 64, 64, 3)
     plan = work.plan(train_vae.PLAN)
     if not run(train_vae.stage(vae, pixels, held_out_pixels(256), plan), work.folder):
@@ -93,8 +105,11 @@ def train_clip_stage(work: Work) -> bool:
     tokenizer = load_tokenizer(work.bundle)
     pictures = work.pictures()
     tokens = caption_tokens(tokenizer, pictures)
-    text, vision = networks.text_encoder(tokenizer), networks.image_encoder()
+    text = work.begun(networks.text_encoder(tokenizer), "text_encoder")
+    vision = work.begun(networks.image_encoder(), "image_encoder")
     projections = train_clip.ClipProjections()
+    if work.go_on:
+        projections.load_state_dict(load_file(work.bundle / PROJECTIONS))
     stage = train_clip.stage(
         text, vision, projections, pictures, tokens, work.plan(train_clip.PLAN)
     )
@@ -102,13 +117,13 @@ def train_clip_stage(work: Work) -> bool:
         return False
     save_pretrained(text, work.bundle / "text_encoder")
     save_pretrained(vision, work.bundle / "image_encoder")
-    save_weights(projections, work.bundle / "clip_projections.safetensors")
+    save_weights(projections, work.bundle / PROJECTIONS)
     return True
 
 
 def train_dino_stage(work: Work) -> bool:
     """Train the DINO-class encoder."""
-    dino = networks.dino()
+    dino = work.begun(networks.dino(), "dino")
     stage = train_dino.stage(
         dino, train_dino.DinoHeads(), work.pictures(), work.plan(train_dino.PLAN)
     )
@@ -121,7 +136,8 @@ def train_dino_stage(work: Work) -> bool:
 def train_unet_stage(work: Work) -> bool:
     """Train the denoiser."""
     pictures, tokenizer = work.pictures(), load_tokenizer(work.bundle)
-    unet, text = networks.unet(), load(CLIPTextModel, work.bundle / "text_encoder")
+    unet = work.begun(networks.unet(), "unet")
+    text = load(CLIPTextModel, work.bundle / "text_encoder")
     tokens = caption_tokens(tokenizer, pictures)
     empty = train_clip.tokenize(tokenizer, [""])[0]
     plan = work.plan(train_unet.PLAN)
@@ -143,12 +159,13 @@ def train_regressor_stage(work: Work) -> bool:
         scheduler=train_unet.noise_scheduler(),
     )
     ids, positions = subject_tokens(tokenizer, pictures)
-    words = denoiser.text_encoder.get_input_embeddings().weight  # type: ignore[operator]
+    words = denoiser.text_encoder.get_input_embeddings().weight
     class_word = words[tokenizer.encode(CLASS_WORD, add_special_tokens=False)].mean(dim=0)
     regressor = PromptRegressor.from_unet(
         denoiser.unet, class_word, clip_dim=networks.WIDTH, dino_dim=networks.WIDTH,
         pool_dim=networks.WIDTH, num_pool_heads=4,
     )  # fmt: skip
+    regressor = work.begun(regressor, "regressor")
     stage = train_regressor.stage(
         regressor, denoiser, pictures, all_latents(work, pictures),
         reference_features(work, pictures), ids, positions, work.plan(train_regressor.PLAN),
@@ -174,6 +191,9 @@ def write_bundle(work: Work) -> bool:
             guidance_scale=GUIDANCE_SCALE,
         ),
     )
+    if stages := record(work.folder):
+        text = json.dumps(stages, indent=2) + "\n"
+        save_atomically(lambda path: path.write_text(text, "utf-8"), RECORD)
     return True
 
 
@@ -265,11 +285,16 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=WEIGHTS)
     parser.add_argument("--identities", type=int, default=12_000, help="a multiple of 500")
     parser.add_argument("--steps", type=int, help="in place of the stage's own number of steps")
+    parser.add_argument(
+        "--go-on", action="store_true", help="start stages from the bundle's weights, not random"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    work = Work(arguments.work, arguments.bundle, arguments.identities, arguments.steps)
+    work = Work(
+        arguments.work, arguments.bundle, arguments.identities, arguments.steps, arguments.go_on
+    )
     draw_cache(work.folder / "pictures", work.identities)
     if not (work.bundle / "tokenizer").exists():
         train_tokenizer(work)

@@ -20,7 +20,7 @@ from hbsdk.mini.train_clip import random_crop
 from hbsdk.mini.train_vae import to_tensor
 from hbsdk.mini.training_loop import Plan, Stage
 
-PLAN = Plan(steps=1000, learning_rate=2e-3, muon_rate=2e-3, warmup_steps=100)
+PLAN = Plan(steps=1800, learning_rate=2e-3, muon_rate=2e-3, warmup_steps=100)
 BATCH_SIZE = 96  # identities, two pictures of each
 TEMPERATURE = 0.1
 _CELL = 4  # a patch's colours are predicted as _CELL x _CELL x 3 values

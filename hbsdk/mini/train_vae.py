@@ -11,7 +11,7 @@ from hbsdk.mini.cache import Pixels
 from hbsdk.mini.training_loop import Plan, Stage
 
 KL_WEIGHT = 1e-4
-PLAN = Plan(steps=2600, learning_rate=2e-3, muon_rate=4e-3, warmup_steps=100, weight_decay=0.0)
+PLAN = Plan(steps=2400, learning_rate=2e-3, muon_rate=4e-3, warmup_steps=100, weight_decay=0.0)
 BATCH_SIZE = 32
 
 
