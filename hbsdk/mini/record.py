@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ def record(folder: Path) -> dict[str, Any]:
             continue
         lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
         times = [line["time"] for line in lines]
-        pauses = (later - sooner for sooner, later in zip(times, times[1:], strict=False))
+        pauses = (later - sooner for sooner, later in itertools.pairwise(times))
         last: dict[str, Any] = {}
         for line in lines:
             last.update(line)
