@@ -22,7 +22,7 @@ from hbsdk.options import PersonalizeOptions
 from hbsdk.regressor import PromptRegressor
 
 REFINED_LAYERS = ("attn2.to_q", "attn2.to_k", "attn2.to_v")
-_CHECK_TIMESTEPS = 32  # noise levels of the loss before and after, other than the steps' own
+_CHECK_TIMESTEPS = 16  # noise levels of the loss before and after, other than the steps' own
 _PAPER_RATE = 2e-5  # Source: HybridBooth, section 5.1
 
 
@@ -45,7 +45,7 @@ class EncodedReference:
 class RefinementReport:
     """What a refinement did; one that did nothing shows it.
 
-    loss_before, loss_after: Eq. 7 over the same 32 noise levels, none of them trained on.
+    loss_before, loss_after: Eq. 7 over the same 16 noise levels, none of them trained on.
     losses: Eq. 7 of each step, on that step's own noise. word_change: |e' - e| / |e|.
     weight_change: |lambda dW| / |W| over the refined layers. seconds: wall time.
     """

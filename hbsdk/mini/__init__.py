@@ -1,1 +1,1 @@
-"""A procedural cartoon world to train and test on: identities with exact ground truth."""
+"""The embedded bundle: a procedural cartoon world, and how its networks were trained on it."""
