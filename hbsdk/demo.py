@@ -27,7 +27,7 @@ CONTEXTS = (
 )
 PLAIN = "a picture of {} on a blue background"
 _COLUMNS = ("photo", "mask", "class word", "probe", "refined")
-_TILE_PX, _HEADER_PX, _GAP_PX = 128, 46, 4
+_TILE_PX, _HEADER_PX, _GAP_PX = 128, 62, 4
 
 
 @dataclass

@@ -210,24 +210,23 @@ class Session:
             sampler=options.sampler,
             num_inference_steps=options.num_inference_steps,
         )
-        steps = schedule.num_inference_steps
         own = self.bundle.info.guidance_scale
         scale = own if options.guidance_scale is None else options.guidance_scale
-        with self._lock, self._bar(steps, "drawing") as advance:
+        with self._lock:
             states = text_states(
                 self.backend, self.tokenizer, prompt, subjects, options, guided=scale > 1.0
             )
+            with self._bar(schedule.num_inference_steps, "drawing") as advance:
 
-            def on_step(step: int, latents: Any) -> Any:
-                advance()
-                if callback is None:
-                    return latents
-                time = float(schedule.timesteps[step])
-                return (callback(self, step, time, {"latents": latents}) or {}).get(
-                    "latents", latents
-                )
+                def on_step(step: int, latents: Any) -> Any:
+                    advance()
+                    if callback is None:
+                        return latents
+                    time = float(schedule.timesteps[step])
+                    kept = callback(self, step, time, {"latents": latents}) or {}
+                    return kept.get("latents", latents)
 
-            drawn = denoise(self.backend, noise, states, schedule, scale, on_step)
+                drawn = denoise(self.backend, noise, states, schedule, scale, on_step)
             if options.output_type == "latent":
                 return list(self.backend.to_host(drawn))
             decoded = self.backend.decode(drawn)
