@@ -25,7 +25,7 @@ class PersonalizeOptions:
     steps: int = 5  # refinement steps; 0 keeps the probe. Source: HybridBooth, section 5.1
     mode: Mode = "default"  # "paper" takes Eq. 5 literally: a rate of 2e-5 on dW, plain losses
     residual_scale: float = 1e-2  # lambda of Eq. 5
-    effective_step: float = 1e-3  # of lambda * dW, a step of AdamW. Deviation: see refine.py
+    effective_step: float = 5e-4  # of lambda * dW, a step of AdamW. Deviation: see refine.py
     weight_decay: float = 1e-2  # Source: HybridBooth, section 5.1
     timesteps_per_step: int = 16  # noise levels a step, stratified over the schedule
     micro_batch_size: int = 16  # noise levels at once; less needs less memory, same result
