@@ -79,6 +79,7 @@ class Judge:
         self.session = session
         folder = session.bundle.folder
         assert folder is not None
+        session.bundle.verify("clip_projections.safetensors")
         self.projections = load_file(folder / "clip_projections.safetensors")
 
     @torch.no_grad()

@@ -290,6 +290,8 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, help="CPU threads")
     arguments = parser.parse_args()
+    if unknown := set(arguments.stages) - set(STAGES):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     work = Work(
@@ -299,6 +301,7 @@ def main() -> None:
     if not (work.bundle / "tokenizer").exists():
         train_tokenizer(work)
     for name in arguments.stages or STAGES:
+        torch.manual_seed(0)  # of the stage's random weights
         if not STAGES[name](work):
             break
 
