@@ -57,7 +57,7 @@ def main() -> None:
     )
     stages: dict[str, Any] = {}
     with measured("open", stages):
-        session = hbsdk.Session(arguments.bundle, memory="low")
+        session = hbsdk.Session(arguments.bundle, engine="torch", memory="low")
     with measured("probe, first use (loads its networks)", stages):
         session.personalize(photo, mask * 255, steps=0)
     with measured(f"probe + {arguments.steps} refinement steps", stages):

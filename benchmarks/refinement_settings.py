@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--identities", type=int, default=24)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    session = hbsdk.Session(arguments.bundle, progress=False)
+    session = hbsdk.Session(arguments.bundle, engine="torch", progress=False)
     seeds = list(VALIDATION[: arguments.identities])
     photos = {seed: draw_picture(seed, REFERENCE)[0] for seed in seeds}
     probe = np.array([

@@ -148,7 +148,7 @@ def make_regressor(folder: Path) -> PromptRegressor:
     """Start a regressor from the UNet and the class word that are written already."""
     bundle = Bundle.open(folder)
     tokenizer = bundle.load_tokenizer()
-    (token,) = tokenizer(CLASS_WORD, add_special_tokens=False).input_ids
+    (token,) = tokenizer.encode(CLASS_WORD)
     table = bundle.load_text_encoder(torch.float16).get_input_embeddings()
     unet = bundle.load_unet(torch.float16)  # in the file's dtype: mapped, not copied
     regressor: PromptRegressor = PromptRegressor.from_unet(unet, table.weight[token])

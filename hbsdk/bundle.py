@@ -40,9 +40,10 @@ from hbsdk.errors import BundleError
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel, Dinov2Model
+    from transformers import CLIPTextModel, CLIPVisionModel, Dinov2Model
 
     from hbsdk.regressor import PromptRegressor
+    from hbsdk.tokenizer import PromptTokenizer
 
 __all__ = ["MINI", "Bundle", "BundleInfo", "Source", "write_manifest", "write_model_index"]
 
@@ -233,17 +234,22 @@ class Bundle:
         assert self.folder is not None
         return self.folder / listed
 
-    def load_tokenizer(self) -> CLIPTokenizer:
+    def load_tokenizer(self) -> PromptTokenizer:
         """Load the tokenizer; a text has as many tokens as the text encoder has positions.
 
         Raises:
             BundleError: its files are damaged, changed, or of another text encoder.
         """
-        from hbsdk.bundle_load import load_tokenizer
+        from hbsdk.tokenizer import load_tokenizer
 
         self.verify("tokenizer")
         config = config_of(self.components["text_encoder"], "text_encoder", self.configs)
-        return load_tokenizer(self.components["tokenizer"], part_of(config, "text_config"))
+        text = part_of(config, "text_config")
+        return load_tokenizer(
+            self.components["tokenizer"],
+            max_tokens=text.get("max_position_embeddings", 77),  # where not stated, as in CLIP
+            vocabulary_rows=text.get("vocab_size", 49408),
+        )
 
     def load_text_encoder(
         self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"

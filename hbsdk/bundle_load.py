@@ -11,16 +11,10 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModel,
-    Dinov2Model,
-)
+from transformers import CLIPTextModel, CLIPVisionModel, Dinov2Model
 
 from hbsdk.errors import BundleError
 from hbsdk.regressor import PromptRegressor
@@ -96,7 +90,10 @@ def _from_single_file(component: str, path: Path, configs: Path, dtype: torch.dt
         "local_files_only": True,
     }
     if component == "text_encoder":
-        # diffusers reads a checkpoint's text encoder only as part of a pipeline.
+        # diffusers reads a checkpoint's text encoder only as part of a pipeline, whose import
+        # warns of image processors that play no part.
+        from diffusers import StableDiffusionPipeline
+
         others = ("unet", "vae", "tokenizer", "scheduler", "safety_checker", "feature_extractor")
         pipeline = StableDiffusionPipeline.from_single_file(
             str(path), **settings, **dict.fromkeys(others)
@@ -113,43 +110,6 @@ def _from_single_file(component: str, path: Path, configs: Path, dtype: torch.dt
         raise _unreadable(component, path, f"{len(empty)} tensors wanting, e.g. {empty[0]}")
     assert isinstance(network, nn.Module)
     return network
-
-
-def load_tokenizer(folder: Path, text_config: dict[str, Any]) -> CLIPTokenizer:
-    """Load a CLIP tokenizer whose texts have at most as many tokens as the text encoder takes.
-
-    Args:
-        folder: of its files.
-        text_config: the text encoder's configuration.
-
-    Raises:
-        BundleError: it is damaged, or has a token that the text encoder has no row for.
-    """
-    with _LOCK, _quiet():
-        try:
-            tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
-                str(folder), local_files_only=True
-            )
-            limits = CLIPTextConfig(**text_config)
-            _check_vocabulary(folder, max(tokenizer.get_vocab().values()), limits.vocab_size)
-            longest = min(tokenizer.model_max_length, limits.max_position_embeddings)
-        except BundleError:
-            raise
-        except Exception as error:  # as of load_network
-            message = f"{type(error).__name__}: {error}"
-            raise _unreadable("tokenizer", folder, message) from error
-    tokenizer.model_max_length = longest
-    return tokenizer
-
-
-def _check_vocabulary(folder: Path, highest: int, rows: int) -> None:
-    if highest >= rows:
-        raise BundleError(
-            f"tokenizer in {folder}",
-            expected=f"token ids below {rows}, the rows of the text encoder",
-            got=str(highest),
-            remedy="Take the tokenizer that the text encoder was trained with",
-        )
 
 
 def _unreadable(component: str, source: Path, got: str) -> BundleError:

@@ -7,11 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from hbsdk.errors import HbsdkError
+from hbsdk.errors import HbsdkError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from hbsdk.backends.choose import Engine as EngineName
+    from hbsdk.session import Session
 
 # Advice to those who call transformers themselves, such as to install torchvision, is not for here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -25,6 +29,13 @@ Bundle = Annotated[
     str | None, typer.Option(help="A bundle's folder or hub id; the embedded mini by default.")
 ]
 Device = Annotated[str | None, typer.Option(help="As torch names it; the GPU if there is one.")]
+Engine = Annotated[
+    str, typer.Option(help="auto, torch, onnxruntime or tensorrt; refinement is torch's.")
+]
+Engines = Annotated[
+    str | None,
+    typer.Option(help="An engine folder, or a folder of them; $HBSDK_ENGINES by default."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -37,17 +48,37 @@ def _errors_in_one_line() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+def _open(
+    bundle: str | None, engine: str, engines: str | None, device: str | None, quiet: bool
+) -> Session:
+    from hbsdk.session import Session
+
+    # The session itself refuses what is no engine.
+    return Session(
+        bundle, engine=cast("EngineName", engine), engines=engines, device=device,
+        progress=not quiet,
+    )  # fmt: skip
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("hbsdk-demo"),
     seed: Annotated[int, typer.Option(help="Which characters, and the noise.")] = 0,
+    engine: Engine = "auto",
+    engines: Engines = None,
     quiet: Quiet = False,
 ) -> None:
     """Personalize characters that the mini bundle never saw, and draw a contact sheet."""
-    from hbsdk.demo import run_demo
-
     with _errors_in_one_line():
-        print(run_demo(out, seed=seed, progress=not quiet))
+        try:
+            from hbsdk.demo import run_demo
+        except ImportError as error:
+            raise MissingDependencyError(
+                "hbsdk demo", expected="torch, which refines and measures", got=str(error),
+                remedy='Install it: pip install "hbsdk[torch]"',
+            ) from error  # fmt: skip
+        name = cast("EngineName", engine)
+        print(run_demo(out, seed=seed, progress=not quiet, engine=name, engines=engines))
         print(f"\nLook at {out / 'contact_sheet.png'}")
 
 
@@ -59,13 +90,13 @@ def personalize(
     bundle: Bundle = None,
     steps: Annotated[int, typer.Option(help="Refinement steps; 0 keeps the probe.")] = 5,
     device: Device = None,
+    engine: Engine = "auto",
+    engines: Engines = None,
     quiet: Quiet = False,
 ) -> None:
     """Turn one photo into a subject file."""
-    from hbsdk.session import Session
-
     with _errors_in_one_line():
-        session = Session(bundle, device=device, progress=not quiet)
+        session = _open(bundle, engine, engines, device, quiet)
         subject = session.personalize(image, mask, name=output.stem.lower(), steps=steps)
         path = subject.save(output)
         print(f"{path}: {len(subject.words)} words of {subject.words.shape[1]}")
@@ -89,14 +120,15 @@ def generate(
     negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
     bundle: Bundle = None,
     device: Device = None,
+    engine: Engine = "auto",
+    engines: Engines = None,
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures of a prompt."""
-    from hbsdk.session import Session
     from hbsdk.subject import Subject
 
     with _errors_in_one_line():
-        session = Session(bundle, device=device, progress=not quiet)
+        session = _open(bundle, engine, engines, device, quiet)
         subjects = [Subject.load(path) for path in subject or []]
         pictures = session.generate(
             prompt, subjects, num_images_per_prompt=number, num_inference_steps=steps, seed=seed,
@@ -118,15 +150,16 @@ def _numbered(output: Path, count: int) -> list[Path]:
 @app.command()
 def doctor(
     bundle: Bundle = None,
+    engines: Engines = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Say what hardware, runtimes and bundle there are, and what would be used."""
+    """Say what hardware, runtimes, bundle and engines there are, what is used, and why."""
     import json
 
     from hbsdk.doctor import diagnose, in_words
 
     with _errors_in_one_line():
-        findings = diagnose(bundle)
+        findings = diagnose(bundle, engines)
         print(json.dumps(findings, indent=2) if as_json else in_words(findings))
 
 

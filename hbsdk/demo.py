@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import hbsdk
+from hbsdk.backends.choose import Engine
 from hbsdk.mini import world
 from hbsdk.mini.cache import draw_picture
 from hbsdk.mini.evaluate import REFERENCE, Judge, class_noun
@@ -53,7 +54,15 @@ class Row:
     similarities: dict[str, float]
 
 
-def run_demo(out: Path, *, seed: int = 0, characters: int = 6, progress: bool = True) -> str:
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    characters: int = 6,
+    progress: bool = True,
+    engine: Engine = "auto",
+    engines: str | None = None,
+) -> str:
     """Draw the contact sheet and the subject files into a folder.
 
     Args:
@@ -61,6 +70,8 @@ def run_demo(out: Path, *, seed: int = 0, characters: int = 6, progress: bool = 
         seed: which held-out characters, and the noise.
         characters: rows of the sheet.
         progress: show progress bars.
+        engine: as of `Session`; refinement and the similarities are torch's.
+        engines: as of `Session`.
 
     Returns:
         The table of stage times and similarities, as Markdown.
@@ -68,9 +79,9 @@ def run_demo(out: Path, *, seed: int = 0, characters: int = 6, progress: bool = 
     out.mkdir(parents=True, exist_ok=True)
     clock = Stopwatch()
     with clock.stage("load"):
-        session = hbsdk.Session(progress=progress)
+        session = hbsdk.Session(engine=engine, engines=engines, progress=progress)
         session.prewarm()
-        judge = Judge(session)
+        judge = Judge(hbsdk.Session(engine="torch"))  # its encoders are torch's, whatever draws
     first = (seed * characters) % (len(world.HELD_OUT_SEEDS) - characters)
     rows = [
         _row(session, judge, world.HELD_OUT_SEEDS[first + i], seed, clock)

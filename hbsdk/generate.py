@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from hbsdk.options import GenerateOptions
 from hbsdk.schedule import Schedule
 from hbsdk.subject import Subject
 from hbsdk.text import PromptTokens, placeholders, tokenize_prompt
+from hbsdk.tokenizer import PromptTokenizer
 
 Floats = npt.NDArray[np.float32]
 
@@ -69,12 +71,12 @@ def starting_noise(
     Args:
         canvas: the shape of one.
         options: their number, and the seed that counts if the rest is None.
-        generator: a torch generator, or one a picture.
+        generator: a torch generator on the CPU, or one a picture.
         latents: the noise itself, an array or a tensor on the CPU.
 
     Raises:
         OptionError: the latents have another shape or are not finite, or the generators are not
-            as many as the pictures.
+            torch's on the CPU, or not as many as the pictures.
     """
     count = options.num_images_per_prompt
     shape = (count, canvas.channels, canvas.height, canvas.width)
@@ -89,15 +91,29 @@ def starting_noise(
         return given
     if generator is None:
         return initial_noise(options.seed, count, canvas)
+    generators = list(generator) if isinstance(generator, Sequence) else generator
+    _check_generators(generators if isinstance(generators, list) else [generators] * count, count)
     from diffusers.utils.torch_utils import randn_tensor
 
-    if isinstance(generator, Sequence) and len(generator) != count:
+    noise: Floats = randn_tensor(shape, generator=generators).numpy()
+    return noise
+
+
+def _check_generators(generators: Sequence[Any], count: int) -> None:
+    if len(generators) != count:
         raise OptionError(
             "generator", expected=f"one, or one for each of {count} pictures",
-            got=f"{len(generator)}",
+            got=f"{len(generators)}",
         )  # fmt: skip
-    noise: Floats = randn_tensor(shape, generator=generator).numpy()
-    return noise
+    torch = sys.modules.get("torch")  # who has a generator of torch's has imported it
+    for generator in generators:
+        is_one = torch is not None and isinstance(generator, torch.Generator)
+        if not is_one or generator.device.type != "cpu":
+            raise OptionError(
+                "generator", expected="torch.Generator() on the CPU, or a list of them",
+                got=f"a generator on {generator.device}" if is_one else repr(generator)[:100],
+                remedy="Or draw from a seed: generate(..., seed=1)",
+            )  # fmt: skip
 
 
 def check_prompts(prompt: str | Sequence[str]) -> list[str]:
@@ -150,7 +166,7 @@ def _is_used(subject: Subject, named: Mapping[str, Subject], used: set[str]) -> 
     return any(named[name] is subject for name in used if name in named)
 
 
-def tokenize(tokenizer: Any, prompt: str, words: Mapping[str, int]) -> PromptTokens:
+def tokenize(tokenizer: PromptTokenizer, prompt: str, words: Mapping[str, int]) -> PromptTokens:
     """Tokenize a prompt with room for its subjects' words: placeholder -> how many.
 
     Raises:
@@ -201,19 +217,22 @@ def denoise(
 
 def text_states(
     backend: Backend,
-    tokenizer: Any,
+    tokenizer: PromptTokenizer,
     prompt: str,
     subjects: Sequence[Subject],
     options: GenerateOptions,
     *,
     guided: bool,
 ) -> Any:
-    """Encode a prompt, after its negative one if `guided`, once for each picture."""
+    """Encode a prompt, after its negative one if `guided`: each once, whatever is drawn of it.
+
+    Returns:
+        As of `Backend.denoise_step`, for `options.num_images_per_prompt` pictures.
+    """
     named = name_subjects(prompt, subjects)
     words = {name: subject.words for name, subject in named.items()}
     lengths = {name: len(rows) for name, rows in words.items()}
-    prompts = [tokenize(tokenizer, prompt, lengths)] * options.num_images_per_prompt
+    prompts = [tokenize(tokenizer, prompt, lengths)]
     if guided:
-        negative = tokenize_prompt(tokenizer, options.negative_prompt or "", lengths)
-        prompts = [negative] * options.num_images_per_prompt + prompts
-    return backend.encode_prompts(prompts, words)
+        prompts.insert(0, tokenize_prompt(tokenizer, options.negative_prompt or "", lengths))
+    return backend.encode_prompts(prompts, words, options.num_images_per_prompt)

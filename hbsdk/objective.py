@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from hbsdk.attention import MaskLoss, mask_loss, recorded_attention
-from hbsdk.text import encode_with_words
+from hbsdk.text_encoder import encode_with_words
 
 
 @dataclass(frozen=True)

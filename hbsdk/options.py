@@ -66,7 +66,10 @@ class GenerateOptions:
     height: int | None = None  # px, a multiple of the VAE's factor; None is the bundle's own
     width: int | None = None
     seed: int = 0  # picture i of a call starts from seed + i
-    sampler: Literal["ddim", "euler", "dpm++2m"] = "dpm++2m"
+    # One of the tables of schedule.py, or the name of a diffusers scheduler, which runs in torch.
+    sampler: str = "dpm++2m"
+    timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None  # None: the bundle's
+    use_karras_sigmas: bool | None = None  # None: the bundle's
     output_type: Literal["pil", "np", "latent"] = "pil"
 
     def __post_init__(self) -> None:
@@ -76,7 +79,14 @@ class GenerateOptions:
         _check_whole("seed", self.seed, 0, MAX_SEED)
         if self.guidance_scale is not None:
             _check_range("guidance_scale", self.guidance_scale, 0.0, 100.0)
-        _check_choice("sampler", self.sampler, ("ddim", "euler", "dpm++2m"))
+        if not _is_scheduler_name(self.sampler):
+            _check_choice("sampler", self.sampler, ("ddim", "euler", "dpm++2m"))
+        if self.timestep_spacing is not None:
+            _check_choice(
+                "timestep_spacing", self.timestep_spacing, ("leading", "linspace", "trailing")
+            )
+        if self.use_karras_sigmas is not None:
+            _check_choice("use_karras_sigmas", self.use_karras_sigmas, (True, False))
         _check_choice("output_type", self.output_type, ("pil", "np", "latent"))
 
     def size_px(self, default: int, factor: int) -> tuple[int, int]:
@@ -109,6 +119,10 @@ def _nearest_side(side: object, default: int, factor: int) -> int:
     return min(max(1, round(side / factor)), largest) * factor
 
 
+def _is_scheduler_name(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier() and name.endswith("Scheduler")
+
+
 def _check_whole(name: str, value: int, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
         raise OptionError(
@@ -134,11 +148,11 @@ def _check_text(name: str, value: str) -> None:
         raise OptionError(name, expected="text", got=repr(value), remedy="Leave it out for none.")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise OptionError(
             name,
-            expected=f"one of {', '.join(choices)}",
+            expected=f"one of {', '.join(map(str, choices))}",
             got=repr(value),
             remedy=f"Use {choices[0]!r}.",
         )

@@ -109,14 +109,15 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
             (N, words, word_dim), e of Eq. 4, to stand in the text encoder's embedding table.
         """
         merged = self.feature_merge(features.clip, features.dino)  # f of Eq. 3: (N, T, context)
-        time = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        count = latents.shape[0]  # not len(): export keeps it a symbol
+        time = torch.zeros(count, dtype=torch.long, device=latents.device)
         embedded_time = self.time_embedding(self.time_proj(time).to(latents.dtype))
         regions = [self.feature_projection(merged)]
         for scale, hidden in enumerate(self._scales(latents, embedded_time, merged)):
             cells = hidden.flatten(2).transpose(1, 2)  # (N, h*w, channels)
             regions.append(self.region_projections[scale](self.region_norms[scale](cells)))
         everywhere = torch.cat(regions, dim=1)
-        queries = self.queries.to(everywhere.dtype).expand(len(latents), -1, -1)
+        queries = self.queries.to(everywhere.dtype).expand(count, -1, -1)
         pooled, _ = self.pool(queries, everywhere, everywhere, need_weights=False)
         offset = self.to_words(pooled + queries) * self.word_scale
         words: Tensor = self.base_words + offset

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from hbsdk.backends.base import Backend
+from hbsdk.backends.choose import Engine, Memory, choose, open_backend, open_torch
 from hbsdk.bundle import Bundle, Source
 from hbsdk.errors import OptionError, SubjectError
 from hbsdk.generate import (
@@ -27,13 +31,14 @@ from hbsdk.generate import (
 from hbsdk.image import ImageInput, load_photo, make_reference
 from hbsdk.mask import check_latent_coverage, find_mask
 from hbsdk.options import GenerateOptions, PersonalizeOptions
-from hbsdk.schedule import make_schedule
+from hbsdk.schedule import Sampler, make_schedule
 from hbsdk.subject import Subject, check_name
+from hbsdk.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
     import torch
 
-    from hbsdk.backends.torch import DType, Memory, TorchBackend
+    from hbsdk.backends.torch import DType, TorchBackend
 
 OnStepEnd = Callable[["Session", int, float, dict[str, Any]], "dict[str, Any] | None"]
 _Options = TypeVar("_Options", PersonalizeOptions, GenerateOptions)
@@ -49,6 +54,8 @@ class Session:
         self,
         bundle: Source | Bundle | None = None,
         *,
+        engine: Engine = "auto",
+        engines: str | os.PathLike[str] | None = None,
         device: str | None = None,
         dtype: DType = "auto",
         memory: Memory = "high",
@@ -58,28 +65,49 @@ class Session:
 
         Args:
             bundle: a `Bundle`, a bundle's folder, a hub id, or None for the embedded mini.
+            engine: what runs probe, text, denoising and VAE: "torch", or "onnxruntime" or
+                "tensorrt" on engines built before; "auto" is the fastest that is installed, built
+                and matching (`hbsdk doctor` tells). Refinement always runs in torch.
+            engines: an engine folder, or a folder of them; None is $HBSDK_ENGINES, or engines/built
+                in the current folder.
             device: as torch names it; None is the first GPU, or else the CPU.
-            dtype: of UNet, VAE and image encoders; "auto" fits the device and the bundle's size.
+            dtype: in torch, of UNet, VAE and image encoders; "auto" fits the device and the
+                bundle's size. An engine's precision is its recipe's.
             memory: "low" releases each network after its stage, for small GPUs.
             progress: show progress bars.
 
         Raises:
             BundleError: the bundle cannot be opened.
-            OptionError: there is no such device.
-            MissingDependencyError: PyTorch is not installed.
+            OptionError: there is no such device or engine.
+            EngineError: no engines match, or none can run here.
+            MissingDependencyError: PyTorch is needed and not installed.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.progress = progress
-        self.backend: TorchBackend = _torch_backend(self.bundle, device, dtype, memory)
+        self._device, self._dtype, self._memory = device, dtype, memory
+        folder = None if engines is None else Path(os.path.expanduser(engines))
+        chosen = choose(self.bundle, engine, folder, device)
+        self.backend: Backend = open_backend(
+            self.bundle, chosen, device=device, dtype=dtype, memory=memory
+        )
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"Session({self.bundle.info.name!r}, {self.backend.name} on {self.backend.device})"
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PromptTokenizer:
         """The bundle's CLIP tokenizer."""
         return self.bundle.load_tokenizer()
+
+    @cached_property
+    def torch_backend(self) -> TorchBackend:
+        """PyTorch on the same device: what refines, and what runs diffusers' own schedulers."""
+        if self.backend.name == "torch":
+            return cast("TorchBackend", self.backend)
+        return open_torch(
+            self.bundle, device=str(self.backend.device), dtype=self._dtype, memory=self._memory
+        )
 
     def prewarm(self) -> None:
         """Load every network now rather than when it is first needed."""
@@ -138,12 +166,13 @@ class Session:
         number = self.bundle.info.num_words
         prompt = tokenize(self.tokenizer, chosen.prompt, {"s*": number, f"<{name}>": number})
         with self._lock:
-            encoded = self.backend.encode_reference(reference, prompt)
             if chosen.steps == 0:
-                words, report = self.backend.probe(encoded), None
+                words = self.backend.probe(self.backend.encode_reference(reference, prompt))
+                report = None
             else:
+                encoded = self.torch_backend.encode_reference(reference, prompt)
                 with self._bar(chosen.steps, "refining") as advance:
-                    words, report = self.backend.refine(encoded, chosen, lambda _: advance())
+                    words, report = self.torch_backend.refine(encoded, chosen, lambda _: advance())
         metadata = {
             "bundle": self.bundle.info.name,
             "bundle_hash": self.bundle.hash,
@@ -205,34 +234,61 @@ class Session:
         options: GenerateOptions,
         callback: OnStepEnd | None,
     ) -> list[Any]:
-        schedule = make_schedule(
-            self.bundle.scheduler_config(),
-            sampler=options.sampler,
-            num_inference_steps=options.num_inference_steps,
-        )
         own = self.bundle.info.guidance_scale
         scale = own if options.guidance_scale is None else options.guidance_scale
+        backend, steps, run = self._sampler(options)
         with self._lock:
             states = text_states(
-                self.backend, self.tokenizer, prompt, subjects, options, guided=scale > 1.0
+                backend, self.tokenizer, prompt, subjects, options, guided=scale > 1.0
             )
-            with self._bar(schedule.num_inference_steps, "drawing") as advance:
+            with self._bar(len(steps), "drawing") as advance:
 
                 def on_step(step: int, latents: Any) -> Any:
                     advance()
                     if callback is None:
                         return latents
-                    time = float(schedule.timesteps[step])
-                    kept = callback(self, step, time, {"latents": latents}) or {}
-                    return kept.get("latents", latents)
+                    shown = {"latents": backend.shown(latents)}
+                    kept = (callback(self, step, float(steps[step]), shown) or {}).get("latents")
+                    unchanged = kept is None or kept is shown["latents"]
+                    return latents if unchanged else backend.to_device(kept)
 
-                drawn = denoise(self.backend, noise, states, schedule, scale, on_step)
+                drawn = run(noise, states, scale, on_step)
             if options.output_type == "latent":
-                return list(self.backend.to_host(drawn))
-            decoded = self.backend.decode(drawn)
+                return list(backend.to_host(drawn))
+            decoded = backend.decode(drawn)
         if options.output_type == "np":
             return list(decoded)
         return [Image.fromarray(np.rint(one * 255.0).astype(np.uint8)) for one in decoded]
+
+    def _sampler(
+        self, options: GenerateOptions
+    ) -> tuple[Backend, Sequence[float], Callable[..., Any]]:
+        """Return what draws: a backend, the timesteps, and its loop over them."""
+        config = self.bundle.scheduler_config()
+        count = options.num_inference_steps
+        settings: dict[str, Any] = {
+            "timestep_spacing": options.timestep_spacing,
+            "use_karras_sigmas": options.use_karras_sigmas,
+        }
+        if options.sampler in get_args(Sampler):
+            sampler = cast("Sampler", options.sampler)
+            schedule = make_schedule(config, sampler=sampler, num_inference_steps=count, **settings)
+
+            def by_table(noise: Any, states: Any, scale: float, on_step: Any) -> Any:
+                return denoise(self.backend, noise, states, schedule, scale, on_step)
+
+            return self.backend, list(schedule.timesteps), by_table
+        backend = self.torch_backend
+        from hbsdk.diffusers_sampler import denoise_with_scheduler, make_scheduler
+
+        scheduler = make_scheduler(options.sampler, config, count, **settings)
+
+        def by_scheduler(noise: Any, states: Any, scale: float, on_step: Any) -> Any:
+            return denoise_with_scheduler(
+                backend, noise, states, scheduler, scale, options.seed, on_step
+            )
+
+        return backend, list(scheduler.timesteps), by_scheduler
 
     def _check_width(self, subject: Subject) -> None:
         width, own = subject.words.shape[1], self.bundle.info.word_dim
@@ -250,21 +306,6 @@ class Session:
             total=total, desc=description, unit="step", disable=not self.progress, leave=False
         ) as bar:
             yield bar.update
-
-
-def _torch_backend(
-    bundle: Bundle, device: str | None, dtype: DType, memory: Memory
-) -> TorchBackend:
-    try:
-        from hbsdk.backends.torch import TorchBackend
-    except ImportError as error:
-        from hbsdk.errors import MissingDependencyError
-
-        raise MissingDependencyError(
-            "PyTorch", expected="torch, diffusers and transformers", got=str(error),
-            remedy='Install them: pip install "hbsdk[torch]"',
-        ) from error  # fmt: skip
-    return TorchBackend(bundle, device=device, dtype=dtype, memory=memory)
 
 
 def _as_list(subject: Subject | Iterable[Subject] | None) -> list[Subject]:

@@ -1,20 +1,17 @@
-"""Prompts with subjects in them: from words to the text encoder's states."""
+"""Prompts with subjects in them: from text to token ids and the places of subjects' words."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from hbsdk.errors import PromptError
+from hbsdk.tokenizer import PromptTokenizer
 
 _PLACEHOLDER = re.compile(r"<[^\s<>|]+>|(?<!\w)[Ss]\*")
 
@@ -37,23 +34,26 @@ def placeholders(prompt: str) -> list[str]:
     return [match.group().lower() for match in _PLACEHOLDER.finditer(prompt)]
 
 
-def tokenize_prompt(tokenizer: Any, prompt: str, words: Mapping[str, int]) -> PromptTokens:
+def tokenize_prompt(
+    tokenizer: PromptTokenizer, prompt: str, words: Mapping[str, int]
+) -> PromptTokens:
     """Turn a prompt into token ids with room for each subject's words.
 
     Args:
-        tokenizer: a transformers `CLIPTokenizer`.
+        tokenizer: the bundle's.
         prompt: text in which "S*" or "<name>", in any case, stand for subjects.
         words: lower-case placeholder -> number of words that it expands to.
 
     Raises:
         PromptError: a placeholder has no subject, or a subject's words would be cut off because
-            the prompt is too long. Text that is cut off otherwise is warned about, as in diffusers.
+            the prompt is too long, or the text is no Unicode. Text that is cut off otherwise is
+            warned about, as in diffusers.
     """
     pieces: list[int] = []
     places: dict[str, list[tuple[int, ...]]] = {name: [] for name in words}
     filler = tokenizer.eos_token_id  # its embedding is replaced
     for text, name in _split(prompt):
-        pieces += tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        pieces += tokenizer.encode(text)
         if name is None:
             continue
         if name not in words:
@@ -102,83 +102,3 @@ def _check_length(
         f"({prompt[-60:]!r})",
         stacklevel=3,
     )
-
-
-@contextmanager
-def replaced_words(text_encoder: nn.Module, rows: Tensor, columns: Tensor, words: Tensor) -> Any:
-    """Let the text encoder see `words` at some places while the context is open.
-
-    A forward hook on the token embedding works with every transformers version and keeps the
-    gradient; positions are added after it, as for any other word. A hook per thread: the encoder's
-    forward must not run in two threads at once.
-
-    Args:
-        text_encoder: a transformers `CLIPTextModel`.
-        rows: (places,) int64, which text of the batch.
-        columns: (places,) int64, which token of it.
-        words: (places, d), what stands there.
-    """
-
-    def hook(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
-        return embedded.index_put((rows, columns), words.to(embedded.dtype))
-
-    handle = text_encoder.get_input_embeddings().register_forward_hook(hook)  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def encode_with_words(
-    text_encoder: nn.Module, ids: Tensor, positions: Tensor, words: Tensor
-) -> Tensor:
-    """Encode texts that each hold one subject once.
-
-    Args:
-        text_encoder: a transformers `CLIPTextModel`.
-        ids: (N, tokens) int64.
-        positions: (N, n) int64, the subject's places.
-        words: (N, n, d).
-
-    Returns:
-        (N, tokens, d) last hidden states after the final layer norm, as SD 1.5 uses them.
-    """
-    rows = torch.arange(len(ids), device=ids.device).repeat_interleave(positions.shape[1])
-    with replaced_words(text_encoder, rows, positions.reshape(-1), words.flatten(0, 1)):
-        states: Tensor = text_encoder(ids).last_hidden_state
-    return states
-
-
-def encode_prompts(
-    text_encoder: nn.Module,
-    prompts: Sequence[PromptTokens],
-    words: Mapping[str, npt.NDArray[np.float32]],
-) -> Tensor:
-    """Encode prompts in which any number of subjects stand.
-
-    Args:
-        text_encoder: a transformers `CLIPTextModel`.
-        prompts: N tokenized prompts.
-        words: placeholder -> (n, d).
-
-    Returns:
-        (N, tokens, d) last hidden states on the encoder's device.
-    """
-    weight = text_encoder.get_input_embeddings().weight  # type: ignore[operator]
-    rows: list[int] = []
-    columns: list[int] = []
-    values: list[npt.NDArray[np.float32]] = []
-    for row, prompt in enumerate(prompts):
-        for name, where in prompt.places.items():
-            for positions in where:
-                rows += [row] * len(positions)
-                columns += positions
-                values.append(words[name])
-    ids = torch.from_numpy(np.stack([prompt.ids for prompt in prompts])).to(weight.device)
-    if not values:
-        return text_encoder(ids).last_hidden_state  # type: ignore[no-any-return]
-    stacked = torch.from_numpy(np.concatenate(values)).to(weight.device)
-    index = [torch.tensor(places, device=weight.device) for places in (rows, columns)]
-    with replaced_words(text_encoder, index[0], index[1], stacked):
-        states: Tensor = text_encoder(ids).last_hidden_state
-    return states

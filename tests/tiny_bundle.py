@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -19,6 +20,7 @@ from transformers import (
 from hbsdk.bundle import BundleInfo, write_manifest, write_model_index
 from hbsdk.mini.tokenizer import learn_tokenizer, save_tokenizer
 from hbsdk.regressor import PromptRegressor
+from hbsdk.tokenizer import PromptTokenizer, load_tokenizer
 
 WIDTH = 32  # of words and of text states
 LATENT_SIZE = 8
@@ -73,6 +75,13 @@ def tiny_info() -> BundleInfo:
         trained_on="nothing: random weights",
         base="random weights",
     )
+
+
+def prompt_tokenizer(tokenizer: CLIPTokenizer) -> PromptTokenizer:
+    """hbsdk's tokenizer of the same vocabulary, by way of the files of both."""
+    with TemporaryDirectory() as folder:
+        save_tokenizer(tokenizer, Path(folder))
+        return load_tokenizer(Path(folder), max_tokens=77, vocabulary_rows=len(tokenizer))
 
 
 def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

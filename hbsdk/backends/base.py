@@ -30,7 +30,16 @@ class StepCoefficients:
 class Backend(Protocol):
     """A runtime with a bundle's networks; `Any` values are its own arrays, on its device."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As `Session(engine=...)` names it."""
+
+    @property
+    def device(self) -> Any:
+        """Where it runs, such as "cpu" or "cuda:0"."""
+
+    def load_all(self) -> None:
+        """Load every network that probe and generation use."""
 
     def encode_reference(self, reference: Reference, prompt: PromptTokens) -> Any:
         """Compute what of a photo the probe and refinement need; `prompt` holds one subject."""
@@ -38,10 +47,21 @@ class Backend(Protocol):
     def probe(self, reference: Any) -> Floats:
         """Return the regressor's words for an encoded photo, (n, d) float32 (Eq. 4)."""
 
-    def encode_prompts(self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats]) -> Any:
-        """Return the text encoder's states, (N, tokens, d)."""
+    def encode_prompts(
+        self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats], copies: int
+    ) -> Any:
+        """Return the text encoder's states: each prompt's, `copies` times in a row.
 
-    def to_device(self, latents: Floats) -> Any:
+        Args:
+            prompts: N tokenized prompts, each encoded once.
+            words: placeholder -> (n, d).
+            copies: at least 1.
+
+        Returns:
+            (N * copies, tokens, d).
+        """
+
+    def to_device(self, latents: Any) -> Any:
         """Move (N, C, h, w) latents to the device."""
 
     def denoise_step(
@@ -65,6 +85,9 @@ class Backend(Protocol):
         Returns:
             The next latents and x0, both (N, C, h, w).
         """
+
+    def shown(self, latents: Any) -> Any:
+        """Return (N, C, h, w) latents as callbacks get them: a tensor in torch, else an array."""
 
     def to_host(self, latents: Any) -> Floats:
         """Return (N, C, h, w) float32 latents."""

@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from hbsdk.backends.base import Floats, StepCoefficients
+from hbsdk.backends.choose import Memory
 from hbsdk.bundle import Bundle
 from hbsdk.errors import OptionError, PromptError
 from hbsdk.features import extract_features
@@ -17,10 +18,10 @@ from hbsdk.image import Reference
 from hbsdk.objective import Denoiser, latent_mask
 from hbsdk.options import PersonalizeOptions
 from hbsdk.refine import EncodedReference, RefinementReport, predict_words, refine
-from hbsdk.text import PromptTokens, encode_prompts
+from hbsdk.text import PromptTokens
+from hbsdk.text_encoder import encode_prompts
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Memory = Literal["high", "low"]
 _NETWORKS = ("text_encoder", "unet", "vae", "image_encoder", "dino", "regressor")
 # Words move by parts in a thousand while they are refined, which half precision rounds away.
 _ALWAYS_FLOAT32 = ("text_encoder", "regressor")
@@ -164,16 +165,16 @@ class TorchBackend:
 
     @torch.no_grad()
     def encode_prompts(
-        self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats]
+        self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats], copies: int
     ) -> Tensor:
-        """Return the text encoder's states, (N, tokens, d)."""
+        """Return (N * copies, tokens, d) states; see `Backend`."""
         states = encode_prompts(self.network("text_encoder"), prompts, words)
         self._release("text_encoder")
-        return states.to(self.dtype)
+        return states.to(self.dtype).repeat_interleave(copies, dim=0)
 
-    def to_device(self, latents: Floats) -> Tensor:
+    def to_device(self, latents: Floats | Tensor) -> Tensor:
         """Move (N, C, h, w) latents to the device, float32."""
-        return torch.from_numpy(latents).to(self.device)
+        return torch.as_tensor(latents, dtype=torch.float32, device=self.device)
 
     @torch.no_grad()
     def denoise_step(
@@ -185,19 +186,31 @@ class TorchBackend:
         coefficients: StepCoefficients,
     ) -> tuple[Tensor, Tensor]:
         """Run the UNet, guidance and the sampler's rule once; see `Backend`."""
-        guided = len(states) == 2 * len(latents)
-        unet = self.network("unet")
-        sample = (torch.cat([latents, latents]) if guided else latents).to(unet.dtype)
-        predicted = unet(sample, coefficients.timestep, states, return_dict=False)[0].float()
-        if guided:
-            without, with_prompt = predicted.chunk(2)
-            predicted = without + guidance_scale * (with_prompt - without)
+        predicted = self.predict(latents, states, guidance_scale, coefficients.timestep)
         k = coefficients
         x0 = k.p * latents + k.q * predicted
         following = k.a * latents + k.b * x0
         if previous_x0 is not None and k.c:
             following = following + k.c * previous_x0
         return following, x0
+
+    @torch.no_grad()
+    def predict(
+        self, latents: Tensor, states: Tensor, guidance_scale: float, timestep: float
+    ) -> Tensor:
+        """Return the UNet's guided output for (N, C, h, w) latents, float32."""
+        guided = len(states) == 2 * len(latents)
+        unet = self.network("unet")
+        sample = (torch.cat([latents, latents]) if guided else latents).to(unet.dtype)
+        predicted: Tensor = unet(sample, timestep, states, return_dict=False)[0].float()
+        if guided:
+            without, with_prompt = predicted.chunk(2)
+            predicted = without + guidance_scale * (with_prompt - without)
+        return predicted
+
+    def shown(self, latents: Tensor) -> Tensor:
+        """Return the latents as a callback gets them: themselves."""
+        return latents
 
     def to_host(self, latents: Tensor) -> Floats:
         """Return (N, C, h, w) float32 latents."""

@@ -85,22 +85,20 @@ class Judge:
     @torch.no_grad()
     def dino(self, pixels: Pixels) -> Tensor:
         """(N, 64, 64, 3) uint8 -> (N, d) unit class tokens."""
-        network = self.session.backend.network("dino")
+        network = self.session.torch_backend.network("dino")
         shown = encoder_pixels(_unit(pixels), network.config.image_size, DINO_MEAN, DINO_STD)
         return F.normalize(network(shown).last_hidden_state[:, 0].float(), dim=-1)
 
     @torch.no_grad()
     def clip_t(self, pixels: Pixels, texts: Sequence[str]) -> Tensor:
         """Return (N,) cosine similarities of pictures and texts in CLIP's space."""
-        vision = self.session.backend.network("image_encoder")
+        vision = self.session.torch_backend.network("image_encoder")
         shown = encoder_pixels(_unit(pixels), vision.config.image_size, CLIP_MEAN, CLIP_STD)
         images = self._project("visual", vision(shown).pooler_output)
-        tokens = self.session.tokenizer(
-            list(texts), padding="max_length", truncation=True, return_tensors="pt"
-        )
-        text = self.session.backend.network("text_encoder")
+        ids = np.stack([tokenize_prompt(self.session.tokenizer, text, {}).ids for text in texts])
+        text = self.session.torch_backend.network("text_encoder")
         return F.cosine_similarity(
-            images, self._project("text", text(tokens["input_ids"]).pooler_output)
+            images, self._project("text", text(torch.from_numpy(ids)).pooler_output)
         )
 
     def _project(self, tower: str, pooled: Tensor) -> Tensor:
@@ -121,13 +119,13 @@ def draw(
     guidance_scale: float | None = None,
 ) -> Pixels:
     """Draw one guided picture a prompt, (N, 64, 64, 3) uint8, in one batch."""
-    backend = session.backend
+    backend = session.torch_backend
     scale = session.bundle.info.guidance_scale if guidance_scale is None else guidance_scale
     schedule = make_schedule(
         session.bundle.scheduler_config(), sampler="dpm++2m", num_inference_steps=steps
     )
     empty = tokenize_prompt(session.tokenizer, "", {})
-    states = backend.encode_prompts([empty] * len(prompts) + list(prompts), words)
+    states = backend.encode_prompts([empty] * len(prompts) + list(prompts), words, copies=1)
     factor = session.bundle.info.vae_scale_factor
     side = session.bundle.info.image_size_px // factor
     noise = initial_noise(
@@ -216,7 +214,7 @@ def other_pictures_loss(session: hbsdk.Session, seed: int, words: Words) -> floa
 
     The noise and its 16 levels a picture depend on the identity alone.
     """
-    backend = session.backend
+    backend = session.torch_backend
     denoiser = Denoiser(backend.network("unet"), backend.network("text_encoder"), backend.scheduler)
     losses = []
     generator = torch.Generator().manual_seed(seed)
@@ -285,7 +283,7 @@ def main() -> None:
     parser.add_argument("--identities", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
     arguments = parser.parse_args()
-    session = hbsdk.Session(arguments.bundle, progress=False)
+    session = hbsdk.Session(arguments.bundle, engine="torch", progress=False)
     started = time.time()
     report = {
         "command": " ".join(["python", "-m", "hbsdk.mini.evaluate", *sys.argv[1:]]),

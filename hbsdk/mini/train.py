@@ -42,6 +42,8 @@ from hbsdk.mini.training_loop import Plan, run, save_atomically, save_weights
 from hbsdk.objective import Denoiser
 from hbsdk.regressor import PromptRegressor
 from hbsdk.text import tokenize_prompt
+from hbsdk.tokenizer import PromptTokenizer
+from hbsdk.tokenizer import load_tokenizer as load_prompt_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
 RECORD = Path(__file__).parent / "training.json"
@@ -152,15 +154,19 @@ def train_unet_stage(work: Work) -> bool:
 
 def train_regressor_stage(work: Work) -> bool:
     """Train the regressor."""
-    pictures, tokenizer = work.pictures(), load_tokenizer(work.bundle)
+    pictures = work.pictures()
     denoiser = Denoiser(
         unet=load(UNet2DConditionModel, work.bundle / "unet"),
         text_encoder=load(CLIPTextModel, work.bundle / "text_encoder"),
         scheduler=train_unet.noise_scheduler(),
     )
+    limits = denoiser.text_encoder.config
+    tokenizer = load_prompt_tokenizer(
+        work.bundle / "tokenizer", limits.max_position_embeddings, limits.vocab_size
+    )
     ids, positions = subject_tokens(tokenizer, pictures)
     words = denoiser.text_encoder.get_input_embeddings().weight
-    class_word = words[tokenizer.encode(CLASS_WORD, add_special_tokens=False)].mean(dim=0)
+    class_word = words[tokenizer.encode(CLASS_WORD)].mean(dim=0)
     regressor = PromptRegressor.from_unet(
         denoiser.unet, class_word, clip_dim=networks.WIDTH, dino_dim=networks.WIDTH,
         pool_dim=networks.WIDTH, num_pool_heads=4,
@@ -204,7 +210,7 @@ def caption_tokens(tokenizer: Any, pictures: Pictures) -> train_clip.Tokens:
 
 
 def subject_tokens(
-    tokenizer: Any, pictures: Pictures
+    tokenizer: PromptTokenizer, pictures: Pictures
 ) -> tuple[train_clip.Tokens, train_clip.Tokens]:
     """Return the tokens of the captions that say "S*", and where its words stand in them."""
     texts = list(map(str, pictures.captions[:, :, -1].reshape(-1)))
@@ -254,7 +260,7 @@ def load(kind: Any, folder: Path) -> Any:
 
 
 def load_tokenizer(bundle: Path) -> Any:
-    """Load the bundle's tokenizer."""
+    """Load the bundle's tokenizer as transformers has it, which takes many texts at once."""
     return CLIPTokenizer.from_pretrained(bundle / "tokenizer")
 
 

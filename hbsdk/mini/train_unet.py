@@ -57,6 +57,7 @@ def stage(
     # On a CPU in bfloat16, the backward pass of plain attention is faster than of the fused one.
     unet.set_attn_processor(AttnProcessor())
     forward = torch.compile(unet) if compiled else unet
+    encode = torch.compile(text) if compiled else text  # a quarter of a step
 
     def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         who = rng.integers(identities - 64, size=BATCH_SIZE)
@@ -71,7 +72,7 @@ def stage(
         target = scheduler.get_velocity(clean, noise, times)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                states = text(torch.from_numpy(ids)).last_hidden_state
+                states = encode(torch.from_numpy(ids)).last_hidden_state
             predicted = forward(noisy, times, states, return_dict=False)[0].float()
         return (predicted - target).square().mean(), {}
 

@@ -11,8 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hbsdk.cli import app
+from hbsdk.engine_folder import EngineFolder
 from hbsdk.mini import world
 from hbsdk.mini.cache import draw_picture
+from hbsdk.subject import Subject
 
 RUN = CliRunner()
 
@@ -53,11 +55,67 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(tmp_path: Path) -> None:
         assert not (tmp_path / "x.png").exists()
 
 
-def test_doctor_says_what_is_here() -> None:
+def test_doctor_says_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HBSDK_ENGINES", str(tmp_path))
     findings = json.loads(RUN.invoke(app, ["doctor", "--json"]).output)
-    assert findings["packages"]["torch"]
+    assert findings["runtimes"]["torch"]["version"]
     assert findings["bundle"]["personalizes"]
-    assert "runtime: torch" in RUN.invoke(app, ["doctor"]).output
+    assert findings["auto"]["takes"]["engine"] == "torch"
+    said = RUN.invoke(app, ["doctor"]).output
+    assert 'Session(engine="auto") takes torch' in said
+    assert "not onnxruntime on the CPU: no engines of it" in said
+
+
+def test_doctor_looks_at_the_engines_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "mini-cpu-0").mkdir()
+    said = RUN.invoke(app, ["doctor", "--engines", str(tmp_path)])
+    assert said.exit_code == 0
+    assert f"engines in {tmp_path}:\n  mini-cpu-0: not usable" in said.output
+    assert "takes nothing" in said.output
+
+
+@pytest.mark.parametrize("word", ["personalize", "generate", "demo"])
+def test_engines_that_cannot_be_used_end_in_one_line(
+    word: str, photo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.png"
+    first = {
+        "personalize": ["personalize", str(photo), "-o", str(out)],
+        "generate": ["generate", "a cat", "-o", str(out)],
+        "demo": ["demo", "--out", str(tmp_path / "sheet")],
+    }[word]
+    for more, expected in (
+        (["--engine", "onnx"], "expected one of auto, torch, onnxruntime, tensorrt, got 'onnx'"),
+        (["--engines", str(tmp_path)], f"no engines of it for this bundle in {tmp_path}"),
+        (["--engines", str(photo)], "expected a folder that can be read"),
+    ):
+        result = RUN.invoke(app, [*first, *more, "--quiet"])
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("hbsdk: ")
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert expected in result.stderr
+    assert not out.exists()
+
+
+def test_engines_run_what_the_command_line_asks(
+    tiny_bundle: Path, tiny_engines: EngineFolder, photo: Path, tmp_path: Path
+) -> None:
+    """Both verbs on ONNX Runtime and in torch: the same words, the same picture."""
+    made: dict[str, tuple[Subject, Image.Image]] = {}
+    for engine, folder in (("onnxruntime", ["--engines", str(tiny_engines.folder)]), ("torch", [])):
+        words, picture = tmp_path / engine / "fox.safetensors", tmp_path / engine / "fox.png"
+        more = ["--bundle", str(tiny_bundle), "--engine", engine, *folder, "--quiet"]
+        first = RUN.invoke(
+            app, ["personalize", str(photo), "-o", str(words), "--steps", "0", *more]
+        )
+        assert first.exit_code == 0, first.output
+        prompt = ["generate", "a photo of S*", "--subject", str(words), "-n", "1", "--steps", "4"]
+        second = RUN.invoke(app, [*prompt, "-o", str(picture), *more])
+        assert second.exit_code == 0, second.output
+        made[engine] = Subject.load(words), Image.open(picture)
+    (subject, drawn), (expected, oracle) = made["onnxruntime"], made["torch"]
+    np.testing.assert_allclose(subject.words, expected.words, atol=1e-4)
+    assert np.abs(np.array(drawn, np.int16) - np.array(oracle, np.int16)).max() <= 1
 
 
 def test_demo_draws_a_sheet(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from hbsdk.attention import AttentionMaps, layer_factors, mask_loss, recorded_attention
 from hbsdk.mini.tokenizer import learn_tokenizer
-from hbsdk.text import encode_with_words
+from hbsdk.text_encoder import encode_with_words
 from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_text_encoder, tiny_unet
 
 TOKENS = 12

@@ -6,14 +6,25 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from hbsdk.errors import PromptError
-from hbsdk.generate import Canvas, denoise, initial_noise, name_subjects, text_states, tokenize
+from hbsdk.backends.torch import TorchBackend
+from hbsdk.bundle import Bundle
+from hbsdk.errors import OptionError, PromptError
+from hbsdk.generate import (
+    Canvas,
+    denoise,
+    initial_noise,
+    name_subjects,
+    starting_noise,
+    text_states,
+    tokenize,
+)
 from hbsdk.mini.tokenizer import learn_tokenizer
 from hbsdk.options import GenerateOptions
 from hbsdk.schedule import make_schedule, step
 from hbsdk.subject import Subject
-from tests.tiny_bundle import CAPTIONS
+from tests.tiny_bundle import CAPTIONS, prompt_tokenizer
 
 CANVAS = Canvas(channels=4, height=8, width=8)
 WORD = 2**64 - 1
@@ -145,7 +156,7 @@ def test_prompts_and_subjects_that_do_not_go_together(prompt, names, message):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return learn_tokenizer(CAPTIONS, size=600)
+    return prompt_tokenizer(learn_tokenizer(CAPTIONS, size=600))
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n\t"])
@@ -168,8 +179,8 @@ class ToyRuntime:
         self.prompts: list = []
         self.rows: list = []
 
-    def encode_prompts(self, prompts, words):
-        self.prompts, self.words = list(prompts), dict(words)
+    def encode_prompts(self, prompts, words, copies):
+        self.prompts, self.words, self.copies = list(prompts), dict(words), copies
         return "states"
 
     def to_device(self, latents):
@@ -220,8 +231,10 @@ def test_negative_prompts_come_first_and_only_with_guidance(tokenizer, guided):
     assert states == "states"
     prompt = tokenize(tokenizer, "a cat and S*", {"s*": 5, "<fox>": 5}).ids.tolist()
     negative = tokenize(tokenizer, "a dog", {}).ids.tolist()
-    expected = [negative] * 2 * guided + [prompt] * 2
+    # Each text is given once, however many pictures are drawn of it.
+    expected = [negative] * guided + [prompt]
     assert [one.ids.tolist() for one in runtime.prompts] == expected
+    assert runtime.copies == 2
     assert np.array_equal(runtime.words["s*"], fox.words)
 
 
@@ -232,3 +245,37 @@ def test_a_subject_may_stand_in_the_negative_prompt(tokenizer):
     assert runtime.prompts[0].places["<cat>"] == ((1, 2, 3, 4, 5),)
     with pytest.raises(PromptError, match="'<cat>'"):
         text_states(runtime, tokenizer, "<fox>", [fox], options, guided=True)
+
+
+def test_torch_encodes_each_text_once_and_copies_its_states(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    backend, tokenizer = TorchBackend(bundle, device="cpu"), bundle.load_tokenizer()
+    words = {"<fox>": np.random.default_rng(0).normal(0, 0.5, (5, 32)).astype(np.float32)}
+    prompts = [tokenize(tokenizer, text, {"<fox>": 5}) for text in ("a dog", "a <fox> at night")]
+    seen = []
+    encoder = backend.network("text_encoder")
+    encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    states = backend.encode_prompts(prompts, words, copies=3)
+    assert seen == [2]
+    one_by_one = backend.encode_prompts([p for p in prompts for _ in range(3)], words, copies=1)
+    assert seen == [2, 6]
+    assert states.shape == (6, 77, 32)
+    torch.testing.assert_close(states, one_by_one)
+    mixed = backend.encode_prompts(prompts * 3, words, copies=1)
+    assert not torch.allclose(states, mixed, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("generator", "got"),
+    [
+        (np.random.default_rng(0), r"got Generator\(PCG64"),
+        ([torch.Generator(), 3], "got 3"),
+        ("seed", "one for each of 2"),
+    ],
+)
+def test_a_generator_that_is_not_torchs_is_an_error(generator, got):
+    options = GenerateOptions(num_images_per_prompt=2)
+    with pytest.raises(OptionError, match=got):
+        starting_noise(CANVAS, options, generator=generator)
+    drawn = starting_noise(CANVAS, options, generator=torch.Generator().manual_seed(1))
+    assert drawn.shape == (2, 4, 8, 8)

@@ -20,7 +20,7 @@ from hbsdk.objective import (
     objective,
     stratified_timesteps,
 )
-from hbsdk.text import encode_with_words
+from hbsdk.text_encoder import encode_with_words
 from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_text_encoder, tiny_unet
 
 KINDS = ("epsilon", "v_prediction", "sample")

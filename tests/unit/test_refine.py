@@ -17,7 +17,14 @@ from hbsdk.options import PersonalizeOptions
 from hbsdk.refine import EncodedReference, predict_words, refine, refined_weights
 from hbsdk.regressor import PromptRegressor
 from hbsdk.text import tokenize_prompt
-from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_regressor, tiny_text_encoder, tiny_unet
+from tests.tiny_bundle import (
+    CAPTIONS,
+    WIDTH,
+    prompt_tokenizer,
+    tiny_regressor,
+    tiny_text_encoder,
+    tiny_unet,
+)
 
 # Large steps over few noise levels: a tiny random model moves, and fast.
 OPTIONS = PersonalizeOptions(steps=2, effective_step=1e-2, timesteps_per_step=4)
@@ -45,7 +52,7 @@ def make_setting() -> Setting:
     tokenizer = learn_tokenizer(CAPTIONS, size=600)
     unet, text_encoder = tiny_unet().eval(), tiny_text_encoder(tokenizer).eval()
     regressor = tiny_regressor(unet, text_encoder, tokenizer).eval()
-    tokens = tokenize_prompt(tokenizer, "a photo of S*", {"s*": 5})
+    tokens = tokenize_prompt(prompt_tokenizer(tokenizer), "a photo of S*", {"s*": 5})
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 2:6, 1:6] = 1.0
     reference = EncodedReference(

@@ -11,29 +11,29 @@ import torch
 
 from hbsdk.errors import PromptError
 from hbsdk.mini.tokenizer import learn_tokenizer
-from hbsdk.text import (
-    PromptTokens,
-    encode_prompts,
-    encode_with_words,
-    placeholders,
-    replaced_words,
-    tokenize_prompt,
-)
-from tests.tiny_bundle import CAPTIONS, WIDTH, tiny_text_encoder
+from hbsdk.text import PromptTokens, placeholders, tokenize_prompt
+from hbsdk.text_encoder import encode_prompts, encode_with_words, replaced_words
+from tests.tiny_bundle import CAPTIONS, WIDTH, prompt_tokenizer, tiny_text_encoder
 
 FOX = {"s*": 5}
 PAIR = {"<fox>": 5, "<cat>": 3}
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def clip_tokenizer():
+    """The oracle: transformers' tokenizer of the same vocabulary."""
     return learn_tokenizer(CAPTIONS, size=600)
 
 
 @pytest.fixture(scope="module")
-def text_encoder(tokenizer):
+def tokenizer(clip_tokenizer):
+    return prompt_tokenizer(clip_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def text_encoder(clip_tokenizer):
     torch.manual_seed(0)
-    return tiny_text_encoder(tokenizer).requires_grad_(False).eval()
+    return tiny_text_encoder(clip_tokenizer).requires_grad_(False).eval()
 
 
 def words_of(lengths: dict[str, int]) -> dict[str, np.ndarray]:
@@ -80,16 +80,16 @@ def states_by_rows(tokenizer, text_encoder, prompt: str, words: dict[str, np.nda
         "a dog-s*-cat",
     ],
 )
-def test_words_in_place_equal_rows_in_the_table(tokenizer, text_encoder, prompt):
+def test_words_in_place_equal_rows_in_the_table(tokenizer, clip_tokenizer, text_encoder, prompt):
     words = words_of(FOX)
     tokens = tokenize_prompt(tokenizer, prompt, FOX)
     states = encode_prompts(text_encoder, [tokens], words)
-    ids, expected = states_by_rows(tokenizer, text_encoder, prompt, words)
+    ids, expected = states_by_rows(clip_tokenizer, text_encoder, prompt, words)
     assert states.shape == (1, 77, WIDTH)
     assert torch.allclose(states, expected, atol=1e-6)
     # Everything but the words is what the oracle's tokenizer says, and the places are its words.
     where = [place for run in tokens.places["s*"] for place in run]
-    assert sorted(where) == np.flatnonzero(ids >= len(tokenizer)).tolist()
+    assert sorted(where) == np.flatnonzero(ids >= len(clip_tokenizer)).tolist()
     assert np.delete(tokens.ids, where).tolist() == np.delete(ids, where).tolist()
     # Other words, the same words in another order, and no words are something else.
     for other in (np.roll(words["s*"], 1, axis=1), words["s*"][::-1].copy()):
@@ -99,13 +99,13 @@ def test_words_in_place_equal_rows_in_the_table(tokenizer, text_encoder, prompt)
     assert not torch.allclose(plain, expected, atol=1e-3)
 
 
-def test_several_subjects_share_a_prompt(tokenizer, text_encoder):
+def test_several_subjects_share_a_prompt(tokenizer, clip_tokenizer, text_encoder):
     words = words_of(PAIR)
     prompt = "a photo of <fox> and <cat> in the snow with <fox>"
     tokens = tokenize_prompt(tokenizer, prompt, PAIR)
     assert [len(runs) for runs in tokens.places.values()] == [2, 1]
     states = encode_prompts(text_encoder, [tokens], words)
-    _, expected = states_by_rows(tokenizer, text_encoder, prompt, words)
+    _, expected = states_by_rows(clip_tokenizer, text_encoder, prompt, words)
     assert torch.allclose(states, expected, atol=1e-6)
     swapped = {"<fox>": words["<cat>"][[0, 1, 2, 0, 1]], "<cat>": words["<fox>"][:3]}
     wrong = encode_prompts(text_encoder, [tokens], swapped)
@@ -206,16 +206,16 @@ def test_a_second_place_that_is_cut_is_an_error_too(tokenizer):
         tokenize_prompt(tokenizer, f"S* {long_prompt(70)}", FOX)
 
 
-def test_other_text_is_cut_with_a_warning_as_transformers_cuts_it(tokenizer):
+def test_other_text_is_cut_with_a_warning_as_transformers_cuts_it(tokenizer, clip_tokenizer):
     with pytest.warns(UserWarning, match="105 tokens.*reads 75"):
         tokens = tokenize_prompt(tokenizer, long_prompt(10, 90), FOX)
     assert tokens.places["s*"] == ((11, 12, 13, 14, 15),)
     prompt = "a watercolor of a cat, on the beach! " * 20
     with pytest.warns(UserWarning, match="reads 75"):
         tokens = tokenize_prompt(tokenizer, prompt, {})
-    expected = tokenizer(prompt, truncation=True, max_length=77).input_ids
+    expected = clip_tokenizer(prompt, truncation=True, max_length=77).input_ids
     assert tokens.ids.tolist() == expected
-    assert tokens.ids.tolist() != tokenizer(prompt, truncation=False).input_ids
+    assert tokens.ids.tolist() != clip_tokenizer(prompt, truncation=False).input_ids
 
 
 @pytest.mark.parametrize(
@@ -235,10 +235,10 @@ def test_other_text_is_cut_with_a_warning_as_transformers_cuts_it(tokenizer):
     ],
 )
 def test_plain_text_in_any_script_is_tokenized_as_transformers_does(
-    tokenizer, text_encoder, prompt
+    tokenizer, clip_tokenizer, text_encoder, prompt
 ):
     tokens = tokenize_prompt(tokenizer, prompt, {})
-    expected = tokenizer(prompt, padding="max_length", truncation=True).input_ids
+    expected = clip_tokenizer(prompt, padding="max_length", truncation=True).input_ids
     assert tokens.ids.dtype == np.int64
     assert tokens.ids.tolist() == expected
     states = encode_prompts(text_encoder, [tokens], {})

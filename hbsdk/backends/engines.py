@@ -1,0 +1,133 @@
+"""What all engine runtimes share: the host's side of probe, text and decoding. No torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hbsdk.backends.engine_math import (
+    Array,
+    Floats,
+    batches,
+    decoder_latents,
+    latent_mode,
+    latent_scale,
+    place_words,
+    reference_mask,
+    reference_pixels,
+    token_ids,
+    unit_pictures,
+)
+from hbsdk.bundle import Bundle
+from hbsdk.engine_folder import EngineFolder
+from hbsdk.engine_spec import RUNTIME_ENGINES, TO_PERSONALIZE, EngineSpec
+from hbsdk.errors import EngineError
+from hbsdk.image import Reference
+from hbsdk.text import PromptTokens
+
+
+@dataclass(frozen=True)
+class EngineReference:
+    """A photo as the regressor's engine takes it.
+
+    latents: (1, C, h, w). clip, dino: (1, T, width).
+    """
+
+    latents: Floats
+    clip: Array
+    dino: Array
+
+
+class EngineBackend(ABC):
+    """A bundle's engines on one runtime; each is loaded, and its files hashed, when first needed.
+
+    Subclasses run one engine on host arrays, and the denoising loop on the device.
+    """
+
+    name: str
+    device: str
+
+    def __init__(self, bundle: Bundle, engines: EngineFolder) -> None:
+        self.bundle = bundle
+        self.engines = engines
+        self._scale = latent_scale(bundle)
+
+    @abstractmethod
+    def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run an engine on host arrays, by tensor name.
+
+        Raises:
+            EngineError: the engine cannot be loaded, or does not take these shapes.
+        """
+
+    @abstractmethod
+    def load(self, name: str) -> object:
+        """Load an engine if it is not yet."""
+
+    def spec(self, name: str) -> EngineSpec:
+        """Return what an engine takes and gives.
+
+        Raises:
+            EngineError: the folder has none of this name.
+        """
+        if name not in self.engines.specs:
+            what = "personalize" if name in TO_PERSONALIZE else "generate"
+            raise EngineError(
+                f"engine {name} of {self.engines.folder}",
+                expected=f"one, to {what} on {self.name}",
+                got=f"only {', '.join(self.engines.specs)}",
+                remedy=f"Build engines of a bundle that has all networks: {self.engines.command}",
+            )
+        return self.engines.specs[name]
+
+    def load_all(self) -> None:
+        """Load every engine that probe and generation use."""
+        for name in RUNTIME_ENGINES:
+            if name in self.engines.specs:
+                self.load(name)
+
+    def encode_reference(self, reference: Reference, prompt: PromptTokens) -> EngineReference:
+        """Encode a photo for the probe; the prompt plays no part in that."""
+        del prompt
+        pixels = reference_pixels(reference)
+        spec = self.spec("image_features")
+        feeds: dict[str, Array] = {"pixels": pixels}
+        if any(tensor.name == "mask" for tensor in spec.inputs):
+            feeds["mask"] = reference_mask(reference)
+        features = self.run("image_features", feeds)
+        encoded = self.run("vae_encoder", {"sample": pixels})["latent_parameters"]
+        return EngineReference(
+            latent_mode(encoded, self._scale), features["clip"], features["dino"]
+        )
+
+    def probe(self, reference: EngineReference) -> Floats:
+        """Return the regressor's words, (n, d)."""
+        feeds = {
+            "latents": reference.latents, "clip": reference.clip, "dino": reference.dino
+        }  # fmt: skip
+        words: Floats = self.run("regressor", feeds)["words"][0].astype(np.float32)
+        return words
+
+    def encode_prompts(
+        self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats], copies: int = 1
+    ) -> Array:
+        """Return the text encoder's states, (N copies, tokens, d), each prompt's in a row."""
+        ids, states = token_ids(prompts), []
+        for part in batches(self.spec("token_embedding"), "texts", len(prompts)):
+            embedded = self.run("token_embedding", {"input_ids": ids[part]})["inputs_embeds"]
+            placed = place_words(embedded, prompts[part], words)
+            feeds = {"inputs_embeds": placed}
+            states.append(self.run("text_encoder_embeds", feeds)["last_hidden_state"])
+        return np.repeat(np.concatenate(states), copies, axis=0)
+
+    def decode_host(self, latents: Floats) -> Floats:
+        """(N, C, h, w) -> (N, H, W, 3) float32 pictures in [0, 1]."""
+        samples = decoder_latents(latents, self._scale)
+        pictures = [
+            self.run("vae_decoder", {"latent_sample": samples[part]})["sample"]
+            for part in batches(self.spec("vae_decoder"), "images", len(samples))
+        ]
+        return unit_pictures(np.concatenate(pictures))

@@ -1,0 +1,264 @@
+"""ONNX Runtime: engines on a CPU or an NVIDIA GPU; latents stay there for the whole loop."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from hbsdk.backends.base import StepCoefficients
+from hbsdk.backends.engine_math import (
+    Array,
+    Floats,
+    coefficient_row,
+    engine_rows,
+    guidance_matrix,
+    is_guided,
+)
+from hbsdk.backends.engines import EngineBackend
+from hbsdk.bundle import Bundle
+from hbsdk.engine_folder import EngineFolder
+from hbsdk.engine_spec import EngineSpec, TensorSpec
+from hbsdk.errors import EngineError, OptionError
+
+_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
+_BUILD_AGAIN = "Build the engines again: python export/build_engines.py"
+_ON_GPU = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Latents in the loop: a device array of one or two rows for each of `count` pictures."""
+
+    value: Any
+    count: int
+
+
+class OnnxRuntimeBackend(EngineBackend):
+    """Engines in ONNX Runtime. Sessions run in several threads at once."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: EngineFolder,
+        *,
+        device: str | None = None,
+        memory: Literal["high", "low"] = "high",
+        threads: int | None = None,
+    ) -> None:
+        """Prepare; nothing is loaded yet.
+
+        Args:
+            bundle: that the engines were built from.
+            engines: of runtime "onnxruntime".
+            device: "cpu", "cuda" or "cuda:1"; None is the first GPU that this ONNX Runtime can use
+                and that the recipe's providers are for, or else the CPU.
+            memory: "low" releases each network after its stage.
+            threads: of the CPU; None is one a core.
+
+        Raises:
+            OptionError: this ONNX Runtime cannot use such a device.
+        """
+        super().__init__(bundle, engines)
+        self.providers, self.device = choose_providers(engines.manifest.providers, device)
+        self.memory = memory
+        self._threads = threads
+        self._loaded: dict[str, ort.InferenceSession] = {}
+        self._loading = threading.Lock()
+
+    def load(self, name: str) -> ort.InferenceSession:
+        """Return an engine's session, checked against its spec."""
+        with self._loading:
+            if name not in self._loaded:
+                spec = self.spec(name)
+                path = self.engines.path(spec, ".onnx")
+                self._loaded[name] = open_session(path, spec, self.providers, threads=self._threads)
+            return self._loaded[name]
+
+    def _release(self, *names: str) -> None:
+        if self.memory == "low":
+            for name in names:
+                self._loaded.pop(name, None)
+
+    def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run an engine on host arrays."""
+        spec, session = self.spec(name), self.load(name)
+        cast = {tensor.name: _cast(feeds[tensor.name], tensor) for tensor in spec.inputs}
+        spec.axes_of({name: array.shape for name, array in cast.items()})
+        outputs = session.run(None, cast)
+        return {tensor.name: out for tensor, out in zip(spec.outputs, outputs, strict=True)}
+
+    def encode_reference(self, *arguments: Any) -> Any:
+        """Encode a photo for the probe; see `EngineBackend`."""
+        encoded = super().encode_reference(*arguments)
+        self._release("image_features", "vae_encoder")
+        return encoded
+
+    def probe(self, reference: Any) -> Floats:
+        """Return the regressor's words, (n, d)."""
+        words = super().probe(reference)
+        self._release("regressor")
+        return words
+
+    def encode_prompts(self, *arguments: Any, **keywords: Any) -> Any:
+        """Return the text encoder's states on the device; see `EngineBackend`."""
+        states = super().encode_prompts(*arguments, **keywords)
+        self._release("token_embedding", "text_encoder_embeds")
+        (tensor,) = (
+            one for one in self.spec("denoise_step").inputs if one.name == "encoder_hidden_states"
+        )
+        return self._on_device(_cast(states, tensor))
+
+    def to_device(self, latents: Floats) -> _Rows:
+        """Move (N, C, h, w) latents to the device."""
+        return _Rows(self._on_device(np.asarray(latents, np.float32, order="C")), len(latents))
+
+    def shown(self, latents: _Rows) -> Floats:
+        """Return (N, C, h, w) float32 latents for a callback to read."""
+        shown: Floats = latents.value.numpy()[: latents.count]
+        return shown
+
+    def denoise_step(
+        self,
+        latents: _Rows,
+        previous_x0: Any | None,
+        states: Any,
+        guidance_scale: float,
+        coefficients: StepCoefficients,
+    ) -> tuple[_Rows, Any]:
+        """Run the whole step as one graph; see `Backend`."""
+        spec, session = self.spec("denoise_step"), self.load("denoise_step")
+        rows = states.shape()[0]
+        guided = is_guided(latents.count, rows)
+        sample = latents.value
+        if sample.shape()[0] != rows:  # the first step: each picture twice
+            sample = self._on_device(engine_rows(sample.numpy(), guided=guided))
+        spec.axes_of({"sample": sample.shape(), "encoder_hidden_states": states.shape()})
+        binding = session.io_binding()
+        first = previous_x0 is None
+        feeds = {
+            "sample": sample,
+            "encoder_hidden_states": states,
+            "previous_x0": sample if first else previous_x0,  # c is 0 at the first step
+        }
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        small = {
+            "timestep": np.array(coefficients.timestep, np.float32),
+            "guidance": guidance_matrix(latents.count, guidance_scale, guided=guided),
+            "coefficients": coefficient_row(coefficients, first=first),
+        }
+        for name, array in small.items():
+            binding.bind_cpu_input(name, array)
+        kind, number = self._place
+        for tensor in spec.outputs:
+            binding.bind_output(tensor.name, kind, number)
+        session.run_with_iobinding(binding)
+        following, x0 = binding.get_outputs()
+        return _Rows(following, latents.count), x0
+
+    def to_host(self, latents: _Rows) -> Floats:
+        """Return (N, C, h, w) float32 latents."""
+        self._release("denoise_step")
+        return self.shown(latents)
+
+    def decode(self, latents: _Rows) -> Floats:
+        """Return (N, H, W, 3) float32 pictures in [0, 1]."""
+        pictures = self.decode_host(self.to_host(latents))
+        self._release("vae_decoder")
+        return pictures
+
+    @property
+    def _place(self) -> tuple[str, int]:
+        kind, _, number = self.device.partition(":")
+        return kind, int(number or 0)
+
+    def _on_device(self, array: Array) -> Any:
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), *self._place)
+
+
+def open_session(
+    path: Path, spec: EngineSpec, providers: Sequence[Any], *, threads: int | None = None
+) -> ort.InferenceSession:
+    """Load a graph and check that it is the spec's.
+
+    ONNX Runtime's own settings were the fastest ones in benchmarks/onnxruntime_options.py.
+
+    Args:
+        path: of a file that was verified.
+        spec: of the engine.
+        providers: execution providers, best first.
+        threads: of the CPU; None is one a core.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load it, or an input or output has another name or type.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = ort.InferenceSession(path, options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise EngineError(
+            f"engine {spec.name} in {path}", expected="a graph that ONNX Runtime loads",
+            got=str(error)[:1000], remedy=_BUILD_AGAIN,
+        ) from error  # fmt: skip
+    check_interface(session, spec)
+    return session
+
+
+def choose_providers(wanted: Sequence[str], device: str | None) -> tuple[list[Any], str]:
+    """Return ONNX Runtime's execution providers, best first, and the device they run on.
+
+    Args:
+        wanted: the recipe's, best first.
+        device: as of `OnnxRuntimeBackend`.
+
+    Raises:
+        OptionError: this ONNX Runtime, or the recipe, has no provider for the device.
+    """
+    available = ort.get_available_providers()
+    on_gpu = [name for name in wanted if name in _ON_GPU and name in available]
+    if device == "cpu" or (device is None and not on_gpu):
+        return ["CPUExecutionProvider"], "cpu"
+    asked = re.fullmatch(r"cuda(?::(\d+))?", device or "cuda")
+    if asked is None or not on_gpu:
+        raise OptionError(
+            "device",
+            expected="cpu, cuda, cuda:0 and so on" if on_gpu else
+            f"cpu: of the recipe's {', '.join(wanted)} this ONNX Runtime has none for a GPU",
+            got=str(device), remedy='pip install "hbsdk[cuda]" runs ONNX Runtime on NVIDIA GPUs',
+        )  # fmt: skip
+    number = int(asked[1] or 0)
+    settings = {"device_id": number}
+    return [*((name, settings) for name in on_gpu), "CPUExecutionProvider"], f"cuda:{number}"
+
+
+def check_interface(session: ort.InferenceSession, spec: EngineSpec) -> None:
+    """Refuse a graph whose inputs and outputs are not the spec's.
+
+    Raises:
+        EngineError: one has another name, type or rank.
+    """
+    pairs = ((spec.inputs, session.get_inputs()), (spec.outputs, session.get_outputs()))
+    for tensors, nodes in pairs:
+        want = [(one.name, _TYPES[one.dtype], len(one.shape)) for one in tensors]
+        got = [(node.name, node.type, len(node.shape)) for node in nodes]
+        if want != got:
+            raise EngineError(
+                f"inputs and outputs of engine {spec.name}", expected=str(want), got=str(got),
+                remedy=_BUILD_AGAIN,
+            )  # fmt: skip
+
+
+def _cast(array: Array, tensor: TensorSpec) -> Array:
+    return np.asarray(array, tensor.dtype, order="C")
