@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -224,8 +223,14 @@ class _Progress:
         self._bar.update()
 
 
-def _peak_memory_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+def _peak_memory_gb() -> float | None:
+    """Return the most memory that this process has held; None on Windows, which does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / 1e9
 
 
 def main() -> int:
@@ -263,11 +268,12 @@ def _summary(built: Built) -> str:
     engines, manifest = built.engines, built.engines.manifest
     if not built.rows:
         return f"{engines.folder} is up to date."
-    picture = manifest.parity["picture"]
+    picture, peak_gb = manifest.parity["picture"], _peak_memory_gb()
+    memory = "" if peak_gb is None else f", peak memory {peak_gb:.1f} GB"
     return (
         f"{picture['num_inference_steps']}-step picture: {picture['psnr_db']:.1f} dB against "
         f"PyTorch (its mirror image, as a control: {picture['mirrored_psnr_db']:.1f} dB)\n"
-        f"{engines.folder}: {manifest.seconds:.0f} s, peak memory {_peak_memory_gb():.1f} GB"
+        f"{engines.folder}: {manifest.seconds:.0f} s{memory}"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from hbsdk.backends.choose import Candidate, allowed, candidates, torch_cuda_version
 from hbsdk.bundle import Bundle, Source
 from hbsdk.engine_folder import default_root
-from hbsdk.runtimes import gpus, installed_version
+from hbsdk.runtimes import compute_capability, gpus, installed_version
 
 _EXTRAS = {
     "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "onnxruntime": "cpu", "torch": "torch"
@@ -48,6 +48,7 @@ def diagnose(source: Source | None = None, engines: str | Path | None = None) ->
             "memory_bytes": _memory_bytes(),
         },
         "gpus": [asdict(gpu) for gpu in gpus()],
+        "compute_capability": compute_capability(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "runtimes": {name: _runtime(name) for name in _EXTRAS},
         "bundle": _bundle(bundle),
@@ -168,7 +169,7 @@ def in_words(findings: dict[str, Any]) -> str:
             *(_runtime_in_words(name, one) for name, one in findings["runtimes"].items()),
             f"bundle: {bundle['name']}, {megabytes:.1f} MB, {able}, hash {bundle['hash'][:16]}",
             *_engines_in_words(findings["engines"]),
-            *_auto_in_words(findings["auto"]),
+            *_auto_in_words(findings["auto"], findings["engines"]["folders"]),
             _refinement_in_words(findings["refinement"]),
         ]
     )
@@ -183,9 +184,11 @@ def _hardware_in_words(findings: dict[str, Any]) -> list[str]:
         f"compute capability {gpu['compute_capability']}"
         for number, gpu in enumerate(findings["gpus"])
     ]
+    if not cards and findings["compute_capability"]:  # Jetson, where nvidia-smi tells little
+        cards = [f"GPU: NVIDIA, compute capability {findings['compute_capability']}"]
     return [
         f"python {system['python']}, {system['platform']}, {system['cpu_cores']} cores, {size}",
-        *(cards or ["GPU: no NVIDIA GPU (nvidia-smi shows none)"]),
+        *(cards or ["GPU: no NVIDIA GPU is found"]),
     ]
 
 
@@ -213,12 +216,17 @@ def _engines_in_words(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _auto_in_words(found: dict[str, Any]) -> list[str]:
+def _auto_in_words(found: dict[str, Any], folders: Sequence[dict[str, Any]]) -> list[str]:
     taken = found["takes"]
+    said_above = {one["folder"] for one in folders if not one["usable"]}
     first = "nothing: none of these can run" if taken is None else _choice_in_words(taken)
     return [
         f'Session(engine="auto") takes {first}',
-        *(f"  not {_choice_in_words(one)}: {one['reason']}" for one in found["others"]),
+        *(
+            f"  not {_choice_in_words(one)}: "
+            f"{'not usable, see above' if one['engines'] in said_above else one['reason']}"
+            for one in found["others"]
+        ),
     ]
 
 

@@ -1,7 +1,8 @@
 """What goes into and comes out of each engine: the only source of names, dtypes, axes and shapes.
 
 Export, build, the runtimes and the C++ bridge (through a JSON copy in each engine folder) read
-this and nothing else. A dimension is a number, an axis's name, or a multiple of one: "8*height".
+this and nothing else. A dimension is a number, an axis's name, or a multiple of one: "8 * height"
+(with spaces: optimum evaluates the names of dimensions in graphs).
 """
 
 from __future__ import annotations
@@ -286,7 +287,7 @@ class _Builder:
         s, dtype = self.sizes, self.precision["vae_decoder"]
         factor = s.vae_scale_factor
         latent = ("images", s.latent_channels, "height", "width")
-        picture = ("images", 3, f"{factor}*height", f"{factor}*width")
+        picture = ("images", 3, f"{factor} * height", f"{factor} * width")
         return EngineSpec(
             "vae_decoder", "vae_decoder", "vae_decoder/model.onnx",
             (TensorSpec("latent_sample", dtype, latent),),
@@ -301,7 +302,7 @@ def _cells(side: Axis, factor: int, multiple: int) -> Axis:
 def _size(dim: Dim, axes: Mapping[str, Axis], values: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
-    factor, _, name = dim.rpartition("*")
+    factor, _, name = dim.rpartition(" * ")
     return int(factor or 1) * (values[name] if name in values else axes[name].opt)
 
 
@@ -315,7 +316,7 @@ def _with_numbers(spec: EngineSpec) -> EngineSpec:
                 tensor,
                 shape=tuple(
                     _size(dim, spec.axes, fixed)
-                    if isinstance(dim, str) and dim.rpartition("*")[2] in fixed
+                    if isinstance(dim, str) and dim.rpartition(" * ")[2] in fixed
                     else dim
                     for dim in tensor.shape
                 ),

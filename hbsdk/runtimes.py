@@ -90,7 +90,20 @@ def compute_capability() -> str | None:
         return gpus()[0].compute_capability
     if find_spec("cuda") is None:
         return None
-    # Jetson's nvidia-smi does not tell it.
-    from hbsdk.backends import cuda_device
+    return _capability_by_cuda()
 
-    return cuda_device.compute_capability()
+
+def _capability_by_cuda() -> str | None:
+    """Ask CUDA itself: Jetson's nvidia-smi does not tell."""
+    from cuda.bindings import runtime as cudart
+
+    attributes = cudart.cudaDeviceAttr
+    numbers = []
+    for attribute in (
+        attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor
+    ):  # fmt: skip
+        error, number = cudart.cudaDeviceGetAttribute(attribute, 0)
+        if error != cudart.cudaError_t.cudaSuccess:
+            return None
+        numbers.append(str(number))
+    return ".".join(numbers)

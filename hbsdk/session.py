@@ -16,8 +16,8 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from hbsdk.backends.base import Backend
-from hbsdk.backends.choose import Engine, Memory, choose, open_backend, open_torch
+from hbsdk.backends.base import Backend, Memory
+from hbsdk.backends.choose import Engine, choose, open_backend, open_torch
 from hbsdk.bundle import Bundle, Source
 from hbsdk.errors import OptionError, SubjectError
 from hbsdk.generate import (
@@ -106,7 +106,7 @@ class Session:
         if self.backend.name == "torch":
             return cast("TorchBackend", self.backend)
         return open_torch(
-            self.bundle, device=str(self.backend.device), dtype=self._dtype, memory=self._memory
+            self.bundle, device=self._device, dtype=self._dtype, memory=self._memory
         )
 
     def prewarm(self) -> None:

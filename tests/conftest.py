@@ -1,12 +1,27 @@
-"""What all tests share: no network, and one tiny random bundle."""
+"""What all tests share: no network, one tiny random bundle, and its engines."""
+
+from __future__ import annotations
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from export.build_engines import Built
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_engines_of_this_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Sessions of engine="auto" take what a test gives them, not what lies in engines/built."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HBSDK_ENGINES", str(tmp_path_factory.mktemp("no-engines")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +30,21 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_bundle import write_tiny_bundle
 
     return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_build(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Build the tiny bundle's engines for ONNX Runtime, in float32; shared: copy before changing.
+
+    Takes half a minute, which the first test that asks for it is charged.
+    """
+    pytest.importorskip("onnx", reason="building engines needs onnx and onnxscript")
+    from tests.tiny_engines import build_tiny_engines
+
+    return build_tiny_engines(tiny_bundle, tmp_path_factory.mktemp("tiny-engines"))
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(tiny_build: Built) -> Path:
+    """Return the folder of the tiny bundle's engines, shared: copy before changing."""
+    return tiny_build.engines.folder

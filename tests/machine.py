@@ -27,15 +27,17 @@ def pretend(
     torch: bool = True,
     torch_cuda: str | None = None,
     cuda_python: bool = True,
+    listed: bool = True,
 ) -> None:
-    """Make hbsdk see this machine until the test ends."""
+    """Make hbsdk see this machine until the test ends; nvidia-smi shows a GPU if it is `listed`."""
     capability = None if gpu is None else gpu.compute_capability
     versions = dict(runtimes) | ({"torch": "2.13.0"} if torch else {})
     monkeypatch.setattr(choose, "compute_capability", lambda: capability)
     monkeypatch.setattr(choose, "installed_runtimes", lambda: dict(runtimes))
     monkeypatch.setattr(choose, "torch_cuda_version", lambda: torch_cuda)
     monkeypatch.setattr(doctor, "torch_cuda_version", lambda: torch_cuda)
-    monkeypatch.setattr(doctor, "gpus", lambda: () if gpu is None else (gpu,))
+    monkeypatch.setattr(doctor, "compute_capability", lambda: capability)
+    monkeypatch.setattr(doctor, "gpus", lambda: (gpu,) if gpu is not None and listed else ())
     monkeypatch.setattr(doctor, "installed_version", versions.get)
     found = SimpleNamespace(get_available_providers=lambda: list(providers))
     monkeypatch.setitem(sys.modules, "onnxruntime", found if "onnxruntime" in runtimes else None)

@@ -4,16 +4,18 @@
         --out benchmarks/results/optimum_mini.json
 
 optimum-onnx needs transformers < 4.58 and hbsdk needs 5, so optimum runs in a process of its own
-(optimum_peer.py), in a virtual environment that is made once (1.3 GB with torch for the CPU):
+(optimum_peer.py), in a virtual environment that is made once; 1.3 GB with torch for the CPU, which
+Linux without a GPU gets by `--extra-index-url https://download.pytorch.org/whl/cpu`:
 
     python3.11 -m venv ~/optimum-venv
     ~/optimum-venv/bin/pip install -r benchmarks/peers/optimum-requirements.txt
     export HBSDK_PEER_PYTHON=~/optimum-venv/bin/python
 
-Both draw from the same unit noise, for each sampler from the same states of prompt and negative
-prompt, and then from the text itself, where optimum's tokenizer and text_encoder/model.onnx take
-part. As a control, another seed's picture of ours has to stay below 30 dB. Times are of one picture
-from text to pixels, the processes taking turns.
+Both draw from the same unit noise: for each sampler from the same states of prompt and negative
+prompt, and from the text itself, where optimum's tokenizer and text_encoder/model.onnx take part;
+then with IO binding, which optimum does on GPUs and where it reads the names of the graphs'
+dimensions. As a control, another seed's picture of ours has to stay below 30 dB. Times are of one
+picture from text to pixels, the processes taking turns.
 """
 
 from __future__ import annotations
@@ -78,10 +80,22 @@ class Peer:
         self.versions = self._ask({**settings, "folder": str(folder)})["versions"]
         self.messages: list[str] = []
 
-    def draw(self, sampler: str, *, from_text: bool) -> tuple[Array, dict[str, Any]]:
-        """Return optimum's picture, (H, W, 3) in [0, 1], and its answer, with "seconds"."""
-        answer = self._ask({"sampler": sampler, "from_text": from_text})
+    def draw(self, **how: Any) -> tuple[Array, dict[str, Any]]:
+        """Return optimum's picture, (H, W, 3) in [0, 1], and its answer, with "seconds".
+
+        Args:
+            **how: "sampler", "from_text" and "io_binding".
+
+        Raises:
+            EngineError: optimum cannot draw it.
+        """
+        answer = self._ask(how)
         self.messages = answer["messages"]
+        if "error" in answer:
+            raise EngineError(
+                "optimum", expected="a picture", got=answer["error"],
+                remedy="Its traceback is above",
+            )  # fmt: skip
         return np.load(self._folder / PICTURE, allow_pickle=False), answer
 
     def __enter__(self) -> Peer:
@@ -105,7 +119,7 @@ class Peer:
             pass  # then there is no answer either
         line = self._process.stdout.readline()
         if not line:
-            raise self._error(f"exit code {self._process.wait()}; its messages are above")
+            raise self._error(f"exit code {self._process.wait()}, messages above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -134,11 +148,13 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(temporary)
         settings = write_inputs(session, prompt, options, folder)
         with Peer(arguments.peer_python, folder, settings) as peer:
-            comparisons = [
-                compare(session, peer, prompt, options, sampler, from_text=from_text)
+            ways = [
+                {"sampler": sampler, "from_text": from_text, "io_binding": False}
                 for sampler in get_args(Sampler)
                 for from_text in (False, True)
             ]
+            ways.append({"sampler": options.sampler, "from_text": True, "io_binding": True})
+            comparisons = [compare(session, peer, prompt, options, way) for way in ways]
             seconds = measure(session, peer, prompt, options, arguments.repeats)
     return {
         "command": " ".join(["python", *sys.argv]),
@@ -189,24 +205,32 @@ def write_inputs(
 
 
 def compare(
-    session: hbsdk.Session, peer: Peer, prompt: str, options: hbsdk.GenerateOptions,
-    sampler: str, *, from_text: bool,
-) -> dict[str, Any]:  # fmt: skip
+    session: hbsdk.Session,
+    peer: Peer,
+    prompt: str,
+    options: hbsdk.GenerateOptions,
+    way: dict[str, Any],
+) -> dict[str, Any]:
     """Draw one picture with each, and our other seed's; print and return how they differ."""
-    theirs, answer = peer.draw(sampler, from_text=from_text)
+    sampler = way["sampler"]
+    name = f"{sampler} from {'text' if way['from_text'] else 'prompt embeddings'}"
+    name += ", IO binding" if way["io_binding"] else ""
+    try:
+        theirs, answer = peer.draw(**way)
+    except EngineError as error:
+        return {"name": name, "error": str(error)}
     (ours,) = session.generate(prompt, options=options, sampler=sampler)
     (other,) = session.generate(prompt, options=options, sampler=sampler, seed=options.seed + 1)
     found = {
-        "sampler": sampler,
+        "name": name,
         "scheduler": answer["scheduler"],
-        "from": "text" if from_text else "prompt embeddings",
         "psnr_db": picture_psnr_db(theirs, ours),
         "max_abs": float(np.abs(theirs - ours).max()),
         "other_seed_psnr_db": picture_psnr_db(theirs, other),
     }
     print(
-        f"{sampler:8} from {found['from']:18} PSNR {found['psnr_db']:6.1f} dB, max-abs "
-        f"{found['max_abs']:.1e}; control, another seed: {found['other_seed_psnr_db']:.1f} dB"
+        f"{name:30} PSNR {found['psnr_db']:5.1f} dB, max-abs {found['max_abs']:.1e}; "
+        f"control, another seed: {found['other_seed_psnr_db']:.1f} dB"
     )
     return found
 
@@ -222,7 +246,8 @@ def measure(
         return time.perf_counter() - start
 
     def optimum_seconds() -> float:
-        return float(peer.draw(options.sampler, from_text=True)[1]["seconds"])
+        way = {"sampler": options.sampler, "from_text": True, "io_binding": False}
+        return float(peer.draw(**way)[1]["seconds"])
 
     turns: dict[str, Callable[[], float]] = {"hbsdk": hbsdk_seconds, "optimum": optimum_seconds}
     seconds: dict[str, list[float]] = {name: [] for name in turns}
@@ -240,14 +265,16 @@ def measure(
 
 
 def failures(report: dict[str, Any]) -> list[str]:
-    """Say which pictures differ too much, and which controls do not."""
+    """Say which pictures are missing or differ too much, and which controls do not."""
     found = []
     for one in report["pictures"]:
-        name = f"{one['sampler']} from {one['from']}"
+        if "error" in one:
+            found.append(f"{one['name']}: {one['error']}")
+            continue
         if not one["psnr_db"] >= LEAST_PSNR_DB:
-            found.append(f"{name}: {one['psnr_db']:.1f} dB is below {LEAST_PSNR_DB:g} dB")
+            found.append(f"{one['name']}: {one['psnr_db']:.1f} dB is below {LEAST_PSNR_DB:g} dB")
         if not one["other_seed_psnr_db"] < LEAST_PSNR_DB:
-            found.append(f"{name}: another seed's picture passes too, so this proves nothing")
+            found.append(f"{one['name']}: another seed's picture passes too; this proves nothing")
     return found
 
 

@@ -1,7 +1,8 @@
 """optimum's side of optimum_check.py, which starts it: hbsdk is not imported here.
 
-Reads lines of JSON: first the settings, then for each picture {"sampler", "from_text"}. Answers
-each with a line of JSON on stdout, after the picture is in picture.npy.
+Reads lines of JSON: first the settings, then for each picture {"sampler", "from_text",
+"io_binding"}. Answers each with a line of JSON on stdout, after the picture is in picture.npy, or
+with an "error".
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import platform
 import sys
 import time
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,14 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         pipeline.scheduler = SCHEDULERS[asked["sampler"]].from_config(own_scheduler)
+        pipeline.use_io_binding = asked["io_binding"]
         start = time.perf_counter()
-        picture = draw(pipeline, settings, inputs, from_text=asked["from_text"])
+        try:
+            picture = draw(pipeline, settings, inputs, from_text=asked["from_text"])
+        except Exception as error:  # whatever it is, it is the answer
+            traceback.print_exc()
+            answer(error=f"{type(error).__name__}: {error}", messages=messages.texts)
+            continue
         seconds = time.perf_counter() - start
         np.save(folder / "picture.npy", picture)
         scheduler = type(pipeline.scheduler).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from hbsdk.image import Reference
 from hbsdk.text import PromptTokens
 
 Floats = npt.NDArray[np.float32]
+Memory = Literal["high", "low"]
 
 
 @dataclass(frozen=True)

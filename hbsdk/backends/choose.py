@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from hbsdk.backends.base import Memory
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder, default_root, scan_engines
 from hbsdk.errors import EngineError, MissingDependencyError, OptionError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from hbsdk.backends.torch import TorchBackend
 
 Engine = Literal["auto", "torch", "onnxruntime", "tensorrt"]
-Memory = Literal["high", "low"]
 ENGINES: tuple[Engine, ...] = ("auto", "torch", "onnxruntime", "tensorrt")
 
 # Fastest first. On a CPU: benchmarks/results/onnxruntime_options.json.
@@ -199,11 +199,13 @@ def choose(bundle: Bundle, engine: Engine, engines: Path | None, device: str | N
     usable = [one for one in wanted if one.problem is None]
     if usable:
         return usable[0]
-    reasons = " ".join(f"{one.engine}: {one.problem}" for one in wanted if one.problem)
+    reasons = [f"{one.engine}: {one.problem}" for one in wanted if one.problem]
+    if device is not None:
+        reasons.insert(0, f"none that runs on device {device!r}.")
     raise EngineError(
         f"engine {engine!r} for bundle {bundle.info.name!r}",
         expected="a runtime that is installed, built and matching",
-        got=reasons or f"none for device {device!r}",
+        got=" ".join(reasons),
         remedy="`hbsdk doctor` shows every runtime, and why it was not taken",
     )
 
@@ -222,6 +224,10 @@ def open_backend(
         OptionError: the device is not there, or an option is none of its choices.
         MissingDependencyError: what it needs is not installed.
     """
+    if memory not in get_args(Memory):
+        raise OptionError(
+            "memory", expected=f"one of {', '.join(get_args(Memory))}", got=repr(memory)
+        )
     if candidate.engine == "torch":
         return open_torch(bundle, device=device, dtype=dtype, memory=memory)
     assert candidate.folder is not None

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hbsdk.bundle_check import config_of
-from hbsdk.engine_spec import EngineSpec
+from hbsdk.engine_spec import EngineSpec, TensorSpec
 from hbsdk.errors import EngineError
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ def unit_pictures(decoded: Array) -> Floats:
     """(N, 3, H, W) in [-1, 1] from the VAE decoder -> (N, H, W, 3) float32 in [0, 1]."""
     unit = np.clip(decoded.astype(np.float32) / 2.0 + 0.5, 0.0, 1.0)
     return np.ascontiguousarray(unit.transpose(0, 2, 3, 1))
+
+
+def cast(array: Array, tensor: TensorSpec) -> Array:
+    """Return an array in an input's dtype, its values in C order."""
+    return np.asarray(array, tensor.dtype, order="C")  # ascontiguousarray adds an axis to 0-d
 
 
 def token_ids(prompts: Sequence[PromptTokens]) -> npt.NDArray[np.int64]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from hbsdk.backends.base import Memory
 from hbsdk.backends.engine_math import (
     Array,
     Floats,
     batches,
+    cast,
     decoder_latents,
     latent_mode,
     latent_scale,
@@ -50,10 +54,17 @@ class EngineBackend(ABC):
     name: str
     device: str
 
-    def __init__(self, bundle: Bundle, engines: EngineFolder) -> None:
+    def __init__(self, bundle: Bundle, engines: EngineFolder, memory: Memory) -> None:
         self.bundle = bundle
         self.engines = engines
+        self.memory = memory
         self._scale = latent_scale(bundle)
+        self._loaded: dict[str, Any] = {}
+        self._loading = threading.Lock()
+
+    @abstractmethod
+    def _open(self, spec: EngineSpec) -> Any:
+        """Load an engine's file, after its hash was checked."""
 
     @abstractmethod
     def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -64,8 +75,25 @@ class EngineBackend(ABC):
         """
 
     @abstractmethod
-    def load(self, name: str) -> object:
-        """Load an engine if it is not yet."""
+    def on_device(self, array: Array) -> Any:
+        """Copy a host array to the device."""
+
+    @abstractmethod
+    def shown(self, latents: Any) -> Floats:
+        """Return (N, C, h, w) float32 latents for a callback to read."""
+
+    def load(self, name: str) -> Any:
+        """Return an engine, loading it if need be."""
+        with self._loading:
+            if name not in self._loaded:
+                self._loaded[name] = self._open(self.spec(name))
+            return self._loaded[name]
+
+    def _release(self, *names: str) -> None:
+        """Forget engines whose stage is over, if memory is to be low."""
+        if self.memory == "low":
+            for name in names:
+                self._loaded.pop(name, None)
 
     def spec(self, name: str) -> EngineSpec:
         """Return what an engine takes and gives.
@@ -99,6 +127,7 @@ class EngineBackend(ABC):
             feeds["mask"] = reference_mask(reference)
         features = self.run("image_features", feeds)
         encoded = self.run("vae_encoder", {"sample": pixels})["latent_parameters"]
+        self._release("image_features", "vae_encoder")
         return EngineReference(
             latent_mode(encoded, self._scale), features["clip"], features["dino"]
         )
@@ -109,25 +138,38 @@ class EngineBackend(ABC):
             "latents": reference.latents, "clip": reference.clip, "dino": reference.dino
         }  # fmt: skip
         words: Floats = self.run("regressor", feeds)["words"][0].astype(np.float32)
+        self._release("regressor")
         return words
 
     def encode_prompts(
-        self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats], copies: int = 1
-    ) -> Array:
-        """Return the text encoder's states, (N copies, tokens, d), each prompt's in a row."""
+        self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats], copies: int
+    ) -> Any:
+        """Return the text encoder's states on the device; see `Backend`."""
         ids, states = token_ids(prompts), []
         for part in batches(self.spec("token_embedding"), "texts", len(prompts)):
             embedded = self.run("token_embedding", {"input_ids": ids[part]})["inputs_embeds"]
             placed = place_words(embedded, prompts[part], words)
             feeds = {"inputs_embeds": placed}
             states.append(self.run("text_encoder_embeds", feeds)["last_hidden_state"])
-        return np.repeat(np.concatenate(states), copies, axis=0)
+        self._release("token_embedding", "text_encoder_embeds")
+        (tensor,) = (
+            one for one in self.spec("denoise_step").inputs if one.name == "encoder_hidden_states"
+        )
+        repeated = np.repeat(np.concatenate(states), copies, axis=0)
+        return self.on_device(cast(repeated, tensor))
 
-    def decode_host(self, latents: Floats) -> Floats:
-        """(N, C, h, w) -> (N, H, W, 3) float32 pictures in [0, 1]."""
-        samples = decoder_latents(latents, self._scale)
+    def to_host(self, latents: Any) -> Floats:
+        """Return (N, C, h, w) float32 latents."""
+        values = self.shown(latents)
+        self._release("denoise_step")
+        return values
+
+    def decode(self, latents: Any) -> Floats:
+        """Return (N, H, W, 3) float32 pictures in [0, 1]."""
+        samples = decoder_latents(self.to_host(latents), self._scale)
         pictures = [
             self.run("vae_decoder", {"latent_sample": samples[part]})["sample"]
             for part in batches(self.spec("vae_decoder"), "images", len(samples))
         ]
+        self._release("vae_decoder")
         return unit_pictures(np.concatenate(pictures))

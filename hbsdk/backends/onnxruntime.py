@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from hbsdk.backends.base import StepCoefficients
+from hbsdk.backends.base import Memory, StepCoefficients
 from hbsdk.backends.engine_math import (
     Array,
     Floats,
+    cast,
     coefficient_row,
     engine_rows,
     guidance_matrix,
@@ -24,7 +24,7 @@ from hbsdk.backends.engine_math import (
 from hbsdk.backends.engines import EngineBackend
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder
-from hbsdk.engine_spec import EngineSpec, TensorSpec
+from hbsdk.engine_spec import EngineSpec
 from hbsdk.errors import EngineError, OptionError
 
 _TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
@@ -51,7 +51,7 @@ class OnnxRuntimeBackend(EngineBackend):
         engines: EngineFolder,
         *,
         device: str | None = None,
-        memory: Literal["high", "low"] = "high",
+        memory: Memory = "high",
         threads: int | None = None,
     ) -> None:
         """Prepare; nothing is loaded yet.
@@ -67,59 +67,25 @@ class OnnxRuntimeBackend(EngineBackend):
         Raises:
             OptionError: this ONNX Runtime cannot use such a device.
         """
-        super().__init__(bundle, engines)
+        super().__init__(bundle, engines, memory)
         self.providers, self.device = choose_providers(engines.manifest.providers, device)
-        self.memory = memory
         self._threads = threads
-        self._loaded: dict[str, ort.InferenceSession] = {}
-        self._loading = threading.Lock()
 
-    def load(self, name: str) -> ort.InferenceSession:
-        """Return an engine's session, checked against its spec."""
-        with self._loading:
-            if name not in self._loaded:
-                spec = self.spec(name)
-                path = self.engines.path(spec, ".onnx")
-                self._loaded[name] = open_session(path, spec, self.providers, threads=self._threads)
-            return self._loaded[name]
-
-    def _release(self, *names: str) -> None:
-        if self.memory == "low":
-            for name in names:
-                self._loaded.pop(name, None)
+    def _open(self, spec: EngineSpec) -> ort.InferenceSession:
+        path = self.engines.path(spec, ".onnx")
+        return open_session(path, spec, self.providers, threads=self._threads)
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run an engine on host arrays."""
         spec, session = self.spec(name), self.load(name)
-        cast = {tensor.name: _cast(feeds[tensor.name], tensor) for tensor in spec.inputs}
-        spec.axes_of({name: array.shape for name, array in cast.items()})
-        outputs = session.run(None, cast)
+        inputs = {tensor.name: cast(feeds[tensor.name], tensor) for tensor in spec.inputs}
+        spec.axes_of({name: array.shape for name, array in inputs.items()})
+        outputs = session.run(None, inputs)
         return {tensor.name: out for tensor, out in zip(spec.outputs, outputs, strict=True)}
-
-    def encode_reference(self, *arguments: Any) -> Any:
-        """Encode a photo for the probe; see `EngineBackend`."""
-        encoded = super().encode_reference(*arguments)
-        self._release("image_features", "vae_encoder")
-        return encoded
-
-    def probe(self, reference: Any) -> Floats:
-        """Return the regressor's words, (n, d)."""
-        words = super().probe(reference)
-        self._release("regressor")
-        return words
-
-    def encode_prompts(self, *arguments: Any, **keywords: Any) -> Any:
-        """Return the text encoder's states on the device; see `EngineBackend`."""
-        states = super().encode_prompts(*arguments, **keywords)
-        self._release("token_embedding", "text_encoder_embeds")
-        (tensor,) = (
-            one for one in self.spec("denoise_step").inputs if one.name == "encoder_hidden_states"
-        )
-        return self._on_device(_cast(states, tensor))
 
     def to_device(self, latents: Floats) -> _Rows:
         """Move (N, C, h, w) latents to the device."""
-        return _Rows(self._on_device(np.asarray(latents, np.float32, order="C")), len(latents))
+        return _Rows(self.on_device(np.asarray(latents, np.float32, order="C")), len(latents))
 
     def shown(self, latents: _Rows) -> Floats:
         """Return (N, C, h, w) float32 latents for a callback to read."""
@@ -140,7 +106,7 @@ class OnnxRuntimeBackend(EngineBackend):
         guided = is_guided(latents.count, rows)
         sample = latents.value
         if sample.shape()[0] != rows:  # the first step: each picture twice
-            sample = self._on_device(engine_rows(sample.numpy(), guided=guided))
+            sample = self.on_device(engine_rows(sample.numpy(), guided=guided))
         spec.axes_of({"sample": sample.shape(), "encoder_hidden_states": states.shape()})
         binding = session.io_binding()
         first = previous_x0 is None
@@ -165,23 +131,13 @@ class OnnxRuntimeBackend(EngineBackend):
         following, x0 = binding.get_outputs()
         return _Rows(following, latents.count), x0
 
-    def to_host(self, latents: _Rows) -> Floats:
-        """Return (N, C, h, w) float32 latents."""
-        self._release("denoise_step")
-        return self.shown(latents)
-
-    def decode(self, latents: _Rows) -> Floats:
-        """Return (N, H, W, 3) float32 pictures in [0, 1]."""
-        pictures = self.decode_host(self.to_host(latents))
-        self._release("vae_decoder")
-        return pictures
-
     @property
     def _place(self) -> tuple[str, int]:
         kind, _, number = self.device.partition(":")
         return kind, int(number or 0)
 
-    def _on_device(self, array: Array) -> Any:
+    def on_device(self, array: Array) -> Any:
+        """Copy a host array to the device."""
         return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), *self._place)
 
 
@@ -190,7 +146,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """Load a graph and check that it is the spec's.
 
-    ONNX Runtime's own settings were the fastest ones in benchmarks/onnxruntime_options.py.
+    The settings are the fastest ones of benchmarks/onnxruntime_options.py: each session has threads
+    of its own, which by default spin on after a run and take the cores from the next network.
 
     Args:
         path: of a file that was verified.
@@ -203,6 +160,7 @@ def open_session(
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
@@ -230,7 +188,7 @@ def choose_providers(wanted: Sequence[str], device: str | None) -> tuple[list[An
     on_gpu = [name for name in wanted if name in _ON_GPU and name in available]
     if device == "cpu" or (device is None and not on_gpu):
         return ["CPUExecutionProvider"], "cpu"
-    asked = re.fullmatch(r"cuda(?::(\d+))?", device or "cuda")
+    asked = re.fullmatch(r"cuda(?::(\d+))?", "cuda" if device is None else device)
     if asked is None or not on_gpu:
         raise OptionError(
             "device",
@@ -258,7 +216,3 @@ def check_interface(session: ort.InferenceSession, spec: EngineSpec) -> None:
                 f"inputs and outputs of engine {spec.name}", expected=str(want), got=str(got),
                 remedy=_BUILD_AGAIN,
             )  # fmt: skip
-
-
-def _cast(array: Array, tensor: TensorSpec) -> Array:
-    return np.asarray(array, tensor.dtype, order="C")

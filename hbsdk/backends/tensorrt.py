@@ -5,23 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
-from hbsdk.backends.base import StepCoefficients
+from hbsdk.backends.base import Memory, StepCoefficients
 from hbsdk.backends.cuda_device import CudaDevice, CudaGraph, DeviceArray
 from hbsdk.backends.engine_math import (
     Array,
     Floats,
+    cast,
     coefficient_row,
     guidance_matrix,
     is_guided,
 )
 from hbsdk.backends.engines import EngineBackend
-from hbsdk.backends.tensorrt_engine import Engine, cast, load_module
+from hbsdk.backends.tensorrt_engine import Engine, load_module
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder
+from hbsdk.engine_spec import EngineSpec
 from hbsdk.errors import EngineError, OptionError
 
 
@@ -57,7 +58,7 @@ class TensorRTBackend(EngineBackend):
         engines: EngineFolder,
         *,
         device: str | None = None,
-        memory: Literal["high", "low"] = "high",
+        memory: Memory = "high",
     ) -> None:
         """Open the GPU; no engine is loaded yet.
 
@@ -72,65 +73,42 @@ class TensorRTBackend(EngineBackend):
             EngineError: there is no such GPU here.
             MissingDependencyError: TensorRT or cuda-python is not installed.
         """
-        super().__init__(bundle, engines)
+        super().__init__(bundle, engines, memory)
         index = _gpu_index(device)
         self._trt = load_module(engines.manifest.runtime)
         self._device = CudaDevice(index)
         self.device = f"cuda:{index}"
-        self.memory = memory
-        self._loaded: dict[str, Engine] = {}
         self._loop: _Loop | None = None
 
-    def load(self, name: str) -> Engine:
-        """Return an engine, loading it if need be."""
-        if name not in self._loaded:
-            spec = self.spec(name)
-            path = self.engines.path(spec)
-            command = self.engines.command
-            self._loaded[name] = Engine(self._trt, self._device, path, spec, command)
-        return self._loaded[name]
+    def _open(self, spec: EngineSpec) -> Engine:
+        path = self.engines.path(spec)
+        return Engine(self._trt, self._device, path, spec, self.engines.command)
 
     def _release(self, *names: str) -> None:
+        released = [self._loaded[name] for name in names if name in self._loaded]
+        super()._release(*names)
         if self.memory == "low":
-            for name in names:
-                if name in self._loaded:
-                    self._loaded.pop(name).free()
-                if name == "denoise_step":
-                    self._loop = None
+            for engine in released:
+                engine.free()
+            if "denoise_step" in names:
+                self._loop = None
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run an engine on host arrays."""
         self._device.use()
-        engine = self.load(name)
+        engine: Engine = self.load(name)
         return engine.run(
             {tensor.name: cast(feeds[tensor.name], tensor) for tensor in engine.spec.inputs}
         )
 
-    def encode_reference(self, *arguments: Any) -> Any:
-        """Encode a photo for the probe; see `EngineBackend`."""
-        encoded = super().encode_reference(*arguments)
-        self._release("image_features", "vae_encoder")
-        return encoded
-
-    def probe(self, reference: Any) -> Floats:
-        """Return the regressor's words, (n, d)."""
-        words = super().probe(reference)
-        self._release("regressor")
-        return words
-
-    def encode_prompts(self, *arguments: Any, **keywords: Any) -> Any:
-        """Return the text encoder's states on the device; see `EngineBackend`."""
-        states = super().encode_prompts(*arguments, **keywords)
-        self._release("token_embedding", "text_encoder_embeds")
-        (tensor,) = (
-            one for one in self.spec("denoise_step").inputs if one.name == "encoder_hidden_states"
-        )
-        return self._device.array(cast(states, tensor))
+    def on_device(self, array: Array) -> DeviceArray:
+        """Copy a host array to the GPU."""
+        self._device.use()
+        return self._device.array(array)
 
     def to_device(self, latents: Floats) -> _Latents:
         """Move (N, C, h, w) latents to the device."""
-        self._device.use()
-        array = self._device.array(np.ascontiguousarray(latents, np.float32))
+        array = self.on_device(np.asarray(latents, np.float32, order="C"))
         return _Latents(latents.shape, array)
 
     def shown(self, latents: _Latents) -> Floats:
@@ -162,18 +140,6 @@ class TensorRTBackend(EngineBackend):
         if self._loop is None:
             self._loop = _Loop(self._device, self.load("denoise_step"))
         return self._loop.run(latents, previous_x0, states, guidance_scale, coefficients)
-
-    def to_host(self, latents: _Latents) -> Floats:
-        """Return (N, C, h, w) float32 latents."""
-        values = self.shown(latents)
-        self._release("denoise_step")
-        return values
-
-    def decode(self, latents: _Latents) -> Floats:
-        """Return (N, H, W, 3) float32 pictures in [0, 1]."""
-        pictures = self.decode_host(self.to_host(latents))
-        self._release("vae_decoder")
-        return pictures
 
 
 class _Loop:

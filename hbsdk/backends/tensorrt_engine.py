@@ -16,11 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hbsdk.backends.cuda_device import CudaDevice, DeviceArray
 from hbsdk.backends.engine_math import Array
-from hbsdk.engine_spec import EngineSpec, TensorSpec
+from hbsdk.engine_spec import EngineSpec
 from hbsdk.errors import EngineError, MissingDependencyError, OptionError
 
 TYPE_NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}  # of trt.DataType
@@ -265,8 +263,3 @@ def write_whole(path: Path, data: Any) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def cast(array: Array, tensor: TensorSpec) -> Array:
-    """Return an array in a tensor's type, with its rows in C order."""
-    return np.asarray(array, np.dtype(tensor.dtype), order="C")  # ascontiguousarray adds an axis

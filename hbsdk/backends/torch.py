@@ -9,8 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from hbsdk.backends.base import Floats, StepCoefficients
-from hbsdk.backends.choose import Memory
+from hbsdk.backends.base import Floats, Memory, StepCoefficients
 from hbsdk.bundle import Bundle
 from hbsdk.errors import OptionError, PromptError
 from hbsdk.features import extract_features

@@ -11,7 +11,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hbsdk.cli import app
-from hbsdk.engine_folder import EngineFolder
 from hbsdk.mini import world
 from hbsdk.mini.cache import draw_picture
 from hbsdk.subject import Subject
@@ -98,12 +97,14 @@ def test_engines_that_cannot_be_used_end_in_one_line(
 
 
 def test_engines_run_what_the_command_line_asks(
-    tiny_bundle: Path, tiny_engines: EngineFolder, photo: Path, tmp_path: Path
+    tiny_bundle: Path, tiny_engines: Path, photo: Path, tmp_path: Path
 ) -> None:
     """Both verbs on ONNX Runtime and in torch: the same words, the same picture."""
     made: dict[str, tuple[Subject, Image.Image]] = {}
-    for engine, folder in (("onnxruntime", ["--engines", str(tiny_engines.folder)]), ("torch", [])):
-        words, picture = tmp_path / engine / "fox.safetensors", tmp_path / engine / "fox.png"
+    for engine, folder in (("onnxruntime", ["--engines", str(tiny_engines)]), ("torch", [])):
+        home = tmp_path / engine
+        home.mkdir()
+        words, picture = home / "fox.safetensors", home / "fox.png"
         more = ["--bundle", str(tiny_bundle), "--engine", engine, *folder, "--quiet"]
         first = RUN.invoke(
             app, ["personalize", str(photo), "-o", str(words), "--steps", "0", *more]

@@ -93,7 +93,7 @@ def test_torch_is_taken_for_any_device_where_no_engines_are(
 def test_for_the_cpu_tensorrt_is_not_taken(bundle, monkeypatch) -> None:
     pretend(monkeypatch, gpu=CARD, providers=(CUDA, CPU), torch_cuda="13.0")
     assert taken(bundle, device="cpu")[0] == "onnxruntime"
-    with pytest.raises(EngineError, match="none for device 'cpu'"):
+    with pytest.raises(EngineError, match="none that runs on device 'cpu'"):
         choose(bundle, "tensorrt", None, "cpu")
 
 

@@ -57,13 +57,22 @@ def test_a_machine_with_a_gpu_and_tensorrt(root, monkeypatch) -> None:
     assert "refinement (personalize with steps > 0): torch on the GPU" in said
 
 
+def test_a_gpu_that_only_cuda_knows(root, monkeypatch) -> None:
+    pretend(monkeypatch, gpu=CARD, listed=False)
+    found = diagnose()
+    assert found["gpus"] == []
+    assert "GPU: NVIDIA, compute capability 8.9" in in_words(found)
+    assert found["auto"]["takes"]["engine"] == "tensorrt"
+
+
 def test_a_machine_without_a_gpu(root, monkeypatch) -> None:
     pretend(monkeypatch)
     said = in_words(diagnose())
     assert "GPU: no NVIDIA GPU" in said
     assert "torch 2.13.0, built without CUDA" in said
     assert "takes onnxruntime on the CPU (mini-cpu-0)" in said
-    (reason,) = lines_with(said, "not tensorrt on the GPU (mini-tensorrt-rtx-0)")
+    assert lines_with(said, "not tensorrt on the GPU (mini-tensorrt-rtx-0): not usable, see above")
+    (reason,) = lines_with(said, "  mini-tensorrt-rtx-0: not usable")
     assert "there is no NVIDIA GPU here" in reason
     assert "python export/build_engines.py" in reason
 

@@ -43,7 +43,13 @@ GENERATE = [
     ("num_inference_steps", [1, 1000], [0, -1, 1001, 10_000, 20.0, True, "20"]),
     ("num_images_per_prompt", [1, 64], [0, 65, 1.0, True]),
     ("guidance_scale", [None, 0, 0.0, 1, 7.5, 100.0], [-0.1, 100.1, NAN, INFINITE, True, "7"]),
-    ("sampler", ["ddim", "euler", "dpm++2m"], ["DDIM", "lms", ""]),
+    (
+        "sampler",
+        ["ddim", "euler", "dpm++2m", "UniPCMultistepScheduler", "HeunDiscreteScheduler"],
+        ["DDIM", "lms", "", "unipcmultistepscheduler", "os.system Scheduler", "x.Scheduler", None],
+    ),
+    ("timestep_spacing", [None, "leading", "linspace", "trailing"], ["karras", "Trailing", "", 1]),
+    ("use_karras_sigmas", [None, True, False], ["yes", "", 2, 0.5]),
     ("output_type", ["pil", "np", "latent"], ["pt", "PIL", None]),
     ("seed", [0, 2**64 - 1], [-1, 2**64, 0.5, False]),
 ]

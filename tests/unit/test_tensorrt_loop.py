@@ -17,8 +17,8 @@ pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installe
 
 from hbsdk.backends import cuda_device, tensorrt
 from hbsdk.backends.base import StepCoefficients
+from hbsdk.backends.engine_math import cast
 from hbsdk.backends.tensorrt import TensorRTBackend
-from hbsdk.backends.tensorrt_engine import cast
 from hbsdk.bundle import Bundle
 from hbsdk.errors import EngineError, OptionError
 from hbsdk.schedule import make_schedule
