@@ -116,7 +116,7 @@ def test_fixed_axes_become_numbers():
     one, side = Axis(1, 1, 1), Axis(512, 512, 512)
     specs = specs_of(pictures=one, height=side)
     assert shapes(specs["vae_decoder"]) == {
-        "latent_sample": (1, 4, 64, "width"), "sample": (1, 3, 512, "8*width")
+        "latent_sample": (1, 4, 64, "width"), "sample": (1, 3, 512, "8 * width")
     }  # fmt: skip
     assert dict(specs["vae_decoder"].axes) == {"width": Axis(64, 64, 96, multiple=8)}
     assert dict(specs["regressor"].axes) == {}
