@@ -58,7 +58,7 @@ class Thresholds:
 
 
 THRESHOLDS: Mapping[Precision, Thresholds] = MappingProxyType(
-    {"float32": Thresholds(1e-4, None), "float16": Thresholds(None, 0.9995)}
+    {"float32": Thresholds(1e-4, None), "float16": Thresholds(1e-2, 0.9995)}
 )
 
 

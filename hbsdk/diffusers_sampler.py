@@ -78,7 +78,7 @@ def denoise_with_scheduler(
     states: Tensor,
     scheduler: Any,
     guidance_scale: float,
-    seed: int,
+    own_noise: Any,
     on_step: Callable[[int, Any], Any] = lambda _, latents: latents,
 ) -> Tensor:
     """Run diffusers' loop: from unit noise to clean latents.
@@ -89,15 +89,18 @@ def denoise_with_scheduler(
         states: as of `Backend.denoise_step`.
         scheduler: as of `make_scheduler`.
         guidance_scale: the weight of the prompt.
-        seed: of the noise that stochastic samplers add; picture i's is from seed + i.
+        own_noise: of stochastic samplers: a torch generator, one a picture, or a seed, where
+            picture i's noise is from seed + i.
         on_step: as of `generate.denoise`.
     """
     latents = backend.to_device(noise) * float(scheduler.init_noise_sigma)
     extra: dict[str, Any] = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
-        extra["generator"] = [
-            torch.Generator().manual_seed((seed + picture) % 2**64) for picture in range(len(noise))
-        ]
+        extra["generator"] = (
+            [torch.Generator().manual_seed((own_noise + i) % 2**64) for i in range(len(noise))]
+            if isinstance(own_noise, int)
+            else own_noise
+        )
     for step, time in enumerate(scheduler.timesteps):
         sample = scheduler.scale_model_input(latents, time)
         predicted = backend.predict(sample, states, guidance_scale, float(time))

@@ -105,9 +105,7 @@ class Session:
         """PyTorch on the same device: what refines, and what runs diffusers' own schedulers."""
         if self.backend.name == "torch":
             return cast("TorchBackend", self.backend)
-        return open_torch(
-            self.bundle, device=self._device, dtype=self._dtype, memory=self._memory
-        )
+        return open_torch(self.bundle, device=self._device, dtype=self._dtype, memory=self._memory)
 
     def prewarm(self) -> None:
         """Load every network now rather than when it is first needed."""
@@ -198,7 +196,7 @@ class Session:
         Args:
             prompt: text, or several texts; `S*` or `<name>` stands for a subject.
             subject: one, several or none.
-            generator: draws the noise in place of `seed`, as in diffusers; on the CPU.
+            generator: draws all noise in place of `seed`, as in diffusers; on the CPU.
             latents: (num_images_per_prompt, C, h, w) unit noise in place of both.
             callback_on_step_end: called as in diffusers, (session, step, timestep, {"latents"});
                 latents that it returns in a dictionary replace them.
@@ -223,7 +221,7 @@ class Session:
         pictures: list[Any] = []
         for text in check_prompts(prompt):
             noise = starting_noise(canvas, chosen, generator, latents)
-            pictures += self._draw(text, subjects, noise, chosen, callback_on_step_end)
+            pictures += self._draw(text, subjects, noise, chosen, callback_on_step_end, generator)
         return pictures
 
     def _draw(
@@ -233,10 +231,11 @@ class Session:
         noise: npt.NDArray[np.float32],
         options: GenerateOptions,
         callback: OnStepEnd | None,
+        generator: Any,
     ) -> list[Any]:
         own = self.bundle.info.guidance_scale
         scale = own if options.guidance_scale is None else options.guidance_scale
-        backend, steps, run = self._sampler(options)
+        backend, steps, run = self._sampler(options, generator)
         with self._lock:
             states = text_states(
                 backend, self.tokenizer, prompt, subjects, options, guided=scale > 1.0
@@ -249,8 +248,8 @@ class Session:
                         return latents
                     shown = {"latents": backend.shown(latents)}
                     kept = (callback(self, step, float(steps[step]), shown) or {}).get("latents")
-                    unchanged = kept is None or kept is shown["latents"]
-                    return latents if unchanged else backend.to_device(kept)
+                    # Also what is the same object may have been changed in place.
+                    return latents if kept is None else backend.to_device(kept)
 
                 drawn = run(noise, states, scale, on_step)
             if options.output_type == "latent":
@@ -261,7 +260,7 @@ class Session:
         return [Image.fromarray(np.rint(one * 255.0).astype(np.uint8)) for one in decoded]
 
     def _sampler(
-        self, options: GenerateOptions
+        self, options: GenerateOptions, generator: Any
     ) -> tuple[Backend, Sequence[float], Callable[..., Any]]:
         """Return what draws: a backend, the timesteps, and its loop over them."""
         config = self.bundle.scheduler_config()
@@ -283,9 +282,11 @@ class Session:
 
         scheduler = make_scheduler(options.sampler, config, count, **settings)
 
+        own_noise = options.seed if generator is None else generator
+
         def by_scheduler(noise: Any, states: Any, scale: float, on_step: Any) -> Any:
             return denoise_with_scheduler(
-                backend, noise, states, scheduler, scale, options.seed, on_step
+                backend, noise, states, scheduler, scale, own_noise, on_step
             )
 
         return backend, list(scheduler.timesteps), by_scheduler

@@ -198,7 +198,9 @@ def write_bundle(work: Work) -> bool:
         ),
     )
     if stages := record(work.folder):
-        text = json.dumps(stages, indent=2) + "\n"
+        # Stages that this work folder has no log of were trained elsewhere.
+        others = json.loads(RECORD.read_text("utf-8")) if RECORD.exists() else {}
+        text = json.dumps(others | stages, indent=2) + "\n"
         save_atomically(lambda path: path.write_text(text, "utf-8"), RECORD)
     return True
 

@@ -45,19 +45,26 @@ def pipe(tiny_bundle: Path) -> StableDiffusionPipeline:
     return pipe
 
 
-def by_diffusers(pipe, name: str, *, seed: int = SEED, count: int = 2, scale=5.0, **overrides):
-    """Latents of diffusers' pipeline: picture i's noise, of start and steps, is of seed + i."""
+def by_diffusers(
+    pipe, name: str, *, seed: int = SEED, count: int = 2, scale=5.0, generator=None, **overrides
+):
+    """Latents of diffusers' pipeline: picture i's noise, of start and steps, is of seed + i.
+
+    A generator draws it all instead.
+    """
+    start = None if generator else torch.from_numpy(initial_noise(SEED, count, CANVAS))
+    each = [torch.Generator().manual_seed(seed + picture) for picture in range(count)]
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.own_config, **overrides)
     with torch.no_grad():
         embeds, negative = pipe.encode_prompt(PROMPT, "cpu", 1, True, NEGATIVE)
     return pipe(
         prompt_embeds=embeds,
         negative_prompt_embeds=negative,
-        latents=torch.from_numpy(initial_noise(SEED, count, CANVAS)),
+        latents=start,
         num_images_per_prompt=count,
         num_inference_steps=STEPS,
         guidance_scale=scale,
-        generator=[torch.Generator().manual_seed(seed + picture) for picture in range(count)],
+        generator=generator or each,
         output_type="latent",
     ).images.numpy()
 
@@ -102,6 +109,14 @@ def test_the_noise_of_the_steps_is_of_the_seed(session, pipe):
     assert np.array_equal(by_hbsdk(session, name), by_hbsdk(session, name))
     assert np.array_equal(by_diffusers(pipe, "HeunDiscreteScheduler", seed=SEED + 1),
                           by_diffusers(pipe, "HeunDiscreteScheduler"))  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["EulerAncestralDiscreteScheduler", "DDPMScheduler"])
+def test_a_generator_draws_all_noise_as_in_diffusers(sampler, session, pipe):
+    expected = by_diffusers(pipe, sampler, generator=torch.Generator().manual_seed(3))
+    drawn = by_hbsdk(session, sampler, generator=torch.Generator().manual_seed(3))
+    assert apart(drawn, expected) < 1e-4
+    assert apart(by_hbsdk(session, sampler), expected) > 0.1
 
 
 def test_the_largest_seed_is_one_too(session):
