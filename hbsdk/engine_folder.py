@@ -183,7 +183,7 @@ def open_engines(
         BundleError: the bundle's files cannot be read.
     """
     # Which recipe is not known before the manifest is read, so its folder's name has to tell.
-    command = build_command(bundle, folder.name.rpartition("-")[0] or "RECIPE")
+    command = build_command(bundle, folder.name.rpartition("-")[0] or None)
     manifest = read_manifest(folder, f"Build the engines again: {command}")
     command = build_command(bundle, manifest.recipe_name)
     remedy = f"Build the engines again: {command}"
@@ -267,7 +267,7 @@ def _check_runtime(
             expected=f"one that may be used here: {_listing(runtimes)}",
             got=runtime,
             remedy=f'Install it: pip install "hbsdk[{extra[runtime]}]". Or build engines for '
-            f"another: {build_command(bundle, 'RECIPE')}",
+            f"another: {build_command(bundle)}",
         )
     here = runtimes[runtime]
     # ONNX graphs load in any version, but only the one that parity was measured with is vouched for
@@ -294,7 +294,7 @@ def _check_machine(
             got=_listing(built_for),
             remedy=f"{remedy} (with this GPU in the recipe's compute_capabilities)"
             if compute_capability
-            else f"Build engines for ONNX Runtime: {build_command(bundle, 'RECIPE')}",
+            else f"Build engines for ONNX Runtime: {build_command(bundle)}",
         )
 
 

@@ -115,14 +115,16 @@ def engine_file(spec: EngineSpec) -> str:
     return PurePosixPath(spec.file).with_suffix(ENGINE_SUFFIX).as_posix()
 
 
-def build_command(bundle: Bundle, recipe_name: str) -> str:
-    """Return the command that builds a bundle's engines by a recipe."""
+def build_command(bundle: Bundle, recipe_name: str | None = None) -> str:
+    """Return the command that builds a bundle's engines by a recipe, or by this machine's."""
     parts = ["python", "export/build_engines.py"]
     if bundle.folder is None:
         parts += ["--bundle", "BUNDLE"]  # composed of several places: no one path names it
     elif bundle.folder != MINI:
         parts += ["--bundle", shlex.quote(str(bundle.folder))]
-    return " ".join([*parts, "--recipe", shlex.quote(recipe_name)])
+    if recipe_name is not None:
+        parts += ["--recipe", shlex.quote(recipe_name)]
+    return " ".join(parts)
 
 
 def write_manifest(folder: Path, manifest: Manifest, specs: Mapping[str, EngineSpec]) -> Manifest:

@@ -14,7 +14,7 @@ from hbsdk.mini.training_loop import Plan, Stage
 from hbsdk.objective import Denoiser, NoisyBatch, ObjectiveWeights, latent_mask, objective
 from hbsdk.regressor import PromptRegressor
 
-PLAN = Plan(steps=2600, learning_rate=1e-3, muon_rate=1e-3, warmup_steps=100, ema_decay=0.998)
+PLAN = Plan(steps=4400, learning_rate=1e-3, muon_rate=1e-3, warmup_steps=100, ema_decay=0.998)
 BATCH_SIZE = 64
 WEIGHTS = ObjectiveWeights(mask_loss=1e-3, kind="area", background=0.25)
 

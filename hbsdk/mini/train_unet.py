@@ -12,7 +12,7 @@ from transformers import CLIPTextModel
 from hbsdk.mini.train_clip import Tokens
 from hbsdk.mini.training_loop import Plan, Stage
 
-PLAN = Plan(steps=4400, learning_rate=1e-3, muon_rate=1.5e-3, warmup_steps=200, ema_decay=0.999)
+PLAN = Plan(steps=11_400, learning_rate=1e-3, muon_rate=1.5e-3, warmup_steps=200, ema_decay=0.999)
 BATCH_SIZE = 96
 UNCONDITIONAL = 0.1  # the share of captions left out, for classifier-free guidance
 

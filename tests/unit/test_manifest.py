@@ -174,7 +174,8 @@ def test_another_runtime(folder: Path, bundle: Bundle) -> None:
     with pytest.raises(EngineError) as raised:
         reopen(folder, bundle, runtimes={"tensorrt": "10.3"})
     assert_names(raised.value, "runtime", "tensorrt", "onnxruntime", 'pip install "hbsdk[cpu]"')
-    assert "python export/build_engines.py --recipe RECIPE" in str(raised.value)
+    assert "python export/build_engines.py" in str(raised.value)
+    assert "--recipe" not in str(raised.value)
 
 
 @pytest.mark.parametrize("runtime", ["tensorrt_rtx", "tensorrt"])
