@@ -5,7 +5,8 @@
 
 Measures the mini bundle: one denoising step (UNet, guidance and sampler) of one and of four guided
 pictures, and a whole picture. Each option set runs in a process of its own, all of them once a
-round, so that what else goes on on the machine falls on all alike.
+round, so that what else goes on on the machine falls on all alike. hbsdk itself takes "spinning
+within a run".
 """
 
 from __future__ import annotations
