@@ -85,7 +85,9 @@ def build(bundle: Bundle, recipe: Recipe, root: Path, *, quiet: bool = False) ->
     """
     runtimes = {recipe.runtime: runtime_version(recipe.runtime)}
     target = root / folder_name(recipe.name, bundle.hash)
-    found = _up_to_date(target, bundle, recipe, runtimes)
+    runs_on = _target(recipe)
+    capability = capability_of(runs_on.get("compute_capabilities", ()))
+    found = _up_to_date(target, bundle, recipe, runtimes, capability)
     if found is not None:
         return Built(found)
     start = time.perf_counter()
@@ -99,7 +101,7 @@ def build(bundle: Bundle, recipe: Recipe, root: Path, *, quiet: bool = False) ->
         runtime_version=runtimes[recipe.runtime],
         opset=recipe.opset,
         precision={network: recipe.precision[network] for network in networks_of(specs)},
-        **_target(recipe),
+        **runs_on,
     )
     # What is already built is recognised without PyTorch.
     from export.build_network import build_network
@@ -118,18 +120,14 @@ def build(bundle: Bundle, recipe: Recipe, root: Path, *, quiet: bool = False) ->
                 progress.finish(row)
         parity = {name: dict(legs) for row in rows for name, legs in row.parity.items()}
         write_manifest(folder, replace(manifest, parity=parity), specs)
-        engines = open_engines(
-            folder, bundle, runtimes=runtimes, compute_capability=_built_for(manifest)
-        )
+        engines = open_engines(folder, bundle, runtimes=runtimes, compute_capability=capability)
         picture = whole_picture(bundle, engines, recipe, quiet=quiet)
         manifest = replace(
             manifest, parity=parity | {"picture": picture}, image_psnr_db=picture["psnr_db"],
             seconds=time.perf_counter() - start,
         )  # fmt: skip
         write_manifest(folder, manifest, specs)
-    engines = open_engines(
-        target, bundle, runtimes=runtimes, compute_capability=_built_for(manifest)
-    )
+    engines = open_engines(target, bundle, runtimes=runtimes, compute_capability=capability)
     return Built(engines, tuple(rows))
 
 
@@ -155,21 +153,29 @@ def _target(recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _built_for(manifest: Manifest) -> str | None:
-    """Return this GPU's compute capability; without a GPU, one that the engines are built for."""
+def capability_of(built_for: Sequence[str]) -> str | None:
+    """Return this GPU's compute capability, or one that engines are built for if this is none.
+
+    Args:
+        built_for: compute capabilities; empty for ONNX Runtime.
+    """
     own = compute_capability()
-    return own or next(iter(manifest.compute_capabilities), None)
+    return own if own in built_for or not built_for else built_for[0]
 
 
 def _up_to_date(
-    target: Path, bundle: Bundle, recipe: Recipe, runtimes: Mapping[Runtime, str]
+    target: Path,
+    bundle: Bundle,
+    recipe: Recipe,
+    runtimes: Mapping[Runtime, str],
+    capability: str | None,
 ) -> EngineFolder | None:
     if not target.exists():
         return None
     try:
         found = open_engines(
             target, bundle, runtimes=runtimes, recipe_hash=recipe.hash,
-            compute_capability=compute_capability() or next(iter(recipe.capabilities), None),
+            compute_capability=capability,
         )  # fmt: skip
         found.verify()
     except EngineError:

@@ -149,12 +149,13 @@ def _onnxruntime(path: Path, spec: EngineSpec) -> Runner:
 
 
 def _tensorrt(folder: Path, spec: EngineSpec, recipe: Recipe, *, progress: bool) -> Runner | None:
-    """Build a TensorRT engine; return a function that runs it, if there is a GPU to do so."""
+    """Build a TensorRT engine; return a function that runs it, if it is for this GPU."""
     source = folder / spec.file
     target = source.with_suffix(ENGINE_SUFFIX)
     precision = recipe.precision[spec.network]
     build_engine(source, spec, target, _settings(recipe), precision=precision, progress=progress)
-    if compute_capability() is None:
+    own = compute_capability()
+    if own is None or not {own, "current"} & set(recipe.capabilities):
         return None
     from hbsdk.backends.cuda_device import CudaDevice
     from hbsdk.backends.tensorrt_engine import Engine, load_module

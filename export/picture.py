@@ -22,7 +22,8 @@ def whole_picture(
 ) -> dict[str, Any]:
     """Draw one picture in PyTorch, float32, and on the engines.
 
-    Engines of TensorRT are drawn on where there is a GPU; else their ONNX graphs are.
+    Engines of TensorRT are drawn on where there is a GPU that they are for; else their ONNX graphs
+    are.
 
     Returns:
         The PSNR between both in dB; as a control, that between PyTorch's and its mirror image; and

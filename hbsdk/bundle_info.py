@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from hbsdk.errors import BundleError
+from hbsdk.errors import BundleError, HbsdkError
 
 SCHEMA = 1
 MANIFEST = "hbsdk.json"
@@ -123,6 +123,44 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+def check_rules(
+    data: Mapping[str, Any],
+    rules: Mapping[str, tuple[str, Callable[[Any], bool]]],
+    path: Path,
+    error: type[HbsdkError],
+    *,
+    remedy: str,
+    remedy_schema: str,
+) -> None:
+    """Refuse a JSON object that lacks or adds a key, or holds what a field cannot be.
+
+    Args:
+        data: of the file.
+        rules: for each key, what it should be in words, and whether a value is; one is "schema".
+        path: of the file, for messages.
+        error: to raise.
+        remedy: what an error tells to do.
+        remedy_schema: what one of another schema tells to do.
+    """
+    # An unknown schema is told first: its keys may rightly be others.
+    expected, is_valid = rules["schema"]
+    if "schema" in data and not is_valid(data["schema"]):
+        raise error(
+            f"schema in {path}", expected=expected, got=shown(data["schema"]), remedy=remedy_schema
+        )
+    if set(data) != set(rules):
+        missing, extra = sorted(set(rules) - set(data)), sorted(set(data) - set(rules))
+        raise error(
+            f"keys of {path}",
+            expected=", ".join(sorted(rules)),
+            got=shown(f"without {missing}, with unknown {extra}"),
+            remedy=remedy,
+        )
+    for key, (expected, is_valid) in rules.items():
+        if not is_valid(data[key]):
+            raise error(f"{key} in {path}", expected=expected, got=shown(data[key]), remedy=remedy)
+
+
 def read_info(folder: Path) -> BundleInfo:
     """Read a bundle's hbsdk.json.
 
@@ -132,28 +170,11 @@ def read_info(folder: Path) -> BundleInfo:
     """
     path = folder / MANIFEST
     data = read_json(path)
-    remedy = "Copy the bundle again from where it came, or write it anew"
-    # An unknown schema is told first: its keys may rightly be others.
-    if "schema" in data and not _RULES["schema"][1](data["schema"]):
-        raise BundleError(
-            f"schema in {path}",
-            expected=str(SCHEMA),
-            got=_shown(data["schema"]),
-            remedy="Install the hbsdk that wrote this bundle",
-        )
-    if set(data) != set(_RULES):
-        missing, extra = sorted(set(_RULES) - set(data)), sorted(set(data) - set(_RULES))
-        raise BundleError(
-            f"keys of {path}",
-            expected=", ".join(sorted(_RULES)),
-            got=_shown(f"without {missing}, with unknown {extra}"),
-            remedy=remedy,
-        )
-    for key, (expected, is_valid) in _RULES.items():
-        if not is_valid(data[key]):
-            raise BundleError(
-                f"{key} in {path}", expected=expected, got=_shown(data[key]), remedy=remedy
-            )
+    check_rules(
+        data, _RULES, path, BundleError,
+        remedy="Copy the bundle again from where it came, or write it anew",
+        remedy_schema="Install the hbsdk that wrote this bundle",
+    )  # fmt: skip
     _check_files(data["files"], path)
     return BundleInfo(**data)
 
@@ -165,20 +186,20 @@ def _check_files(files: dict[str, Any], manifest: Path) -> None:
             raise BundleError(
                 f"files in {manifest}",
                 expected="relative paths inside of the bundle",
-                got=_shown(path),
+                got=shown(path),
                 remedy="Do not use this bundle: its manifest was tampered with",
             )
         if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
             raise BundleError(
                 f"files in {manifest}: {path}",
                 expected="64 lower-case hexadecimal digits",
-                got=_shown(digest),
+                got=shown(digest),
                 remedy="Copy the bundle again from where it came",
             )
 
 
-def _shown(value: Any) -> str:
-    """A value as an error message shows it: never long."""
+def shown(value: Any) -> str:
+    """Return a value as an error message shows it: never long."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
@@ -203,7 +224,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise BundleError(
             str(path),
             expected="a JSON object",
-            got=_shown(f"{type(error).__name__}: {error}"),
+            got=shown(f"{type(error).__name__}: {error}"),
             remedy="Copy the bundle again from where it came",
         ) from error
     if not isinstance(data, dict):

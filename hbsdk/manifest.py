@@ -26,10 +26,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hbsdk.bundle import MINI, Bundle
-from hbsdk.bundle_info import read_json, sha256_of
+from hbsdk.bundle_info import read_json, sha256_of, shown
 from hbsdk.engine_spec import EngineSpec, Precision
 from hbsdk.errors import BundleError, EngineError
-from hbsdk.manifest_rules import MANIFEST, SCHEMA, SEAL, Runtime, check_fields, shown
+from hbsdk.manifest_rules import MANIFEST, SCHEMA, SEAL, Runtime, check_fields
 
 __all__ = [
     "ENGINES", "ENGINE_SUFFIX", "MANIFEST", "RECIPE", "SCHEMA", "Manifest", "Runtime",

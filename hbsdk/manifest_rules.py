@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from hbsdk.bundle_info import check_rules, shown
 from hbsdk.engine_spec import NETWORKS, Precision
 from hbsdk.errors import EngineError
 
@@ -89,24 +90,7 @@ def check_fields(data: Mapping[str, Any], path: Path, remedy: str) -> None:
     Raises:
         EngineError: it is so, or `files` names a path outside of the folder.
     """
-    # An unknown schema is told first: its keys may rightly be others.
-    if "schema" in data and not _RULES["schema"][1](data["schema"]):
-        raise EngineError(
-            f"schema in {path}", expected=str(SCHEMA), got=shown(data["schema"]), remedy=remedy
-        )
-    if set(data) != set(_RULES):
-        missing, extra = sorted(set(_RULES) - set(data)), sorted(set(data) - set(_RULES))
-        raise EngineError(
-            f"keys of {path}",
-            expected=", ".join(sorted(_RULES)),
-            got=shown(f"without {missing}, with unknown {extra}"),
-            remedy=remedy,
-        )
-    for key, (expected, is_valid) in _RULES.items():
-        if not is_valid(data[key]):
-            raise EngineError(
-                f"{key} in {path}", expected=expected, got=shown(data[key]), remedy=remedy
-            )
+    check_rules(data, _RULES, path, EngineError, remedy=remedy, remedy_schema=remedy)
     if bool(data["compute_capabilities"]) == (data["runtime"] == "onnxruntime"):
         raise EngineError(
             f"compute_capabilities in {path}",
@@ -153,9 +137,3 @@ def is_inside(path: str) -> bool:
 def is_recipe_name(name: str) -> bool:
     """Whether a text can name a recipe, and so begin the name of an engine folder."""
     return re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name) is not None
-
-
-def shown(value: Any) -> str:
-    """Return a value as an error message shows it: never long."""
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

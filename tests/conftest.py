@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -48,3 +49,20 @@ def tiny_build(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 def tiny_engines(tiny_build: Built) -> Path:
     """Return the folder of the tiny bundle's engines, shared: copy before changing."""
     return tiny_build.engines.folder
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """Return a (40, 48, 3) uint8 photo of a bright square on a dark ground."""
+    pixels = np.random.default_rng(0).integers(0, 60, (40, 48, 3)).astype(np.uint8)
+    pixels[8:32, 12:36] = [220, 120, 40]
+    pixels[14:18, 18:30] = [20, 30, 200]
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def mask() -> np.ndarray:
+    """Return where the photo's square is, (40, 48) uint8 in {0, 255}."""
+    mask = np.zeros((40, 48), np.uint8)
+    mask[8:32, 12:36] = 255
+    return mask

@@ -237,8 +237,11 @@ def open_backend(
 def open_engine_backend(
     bundle: Bundle, engines: EngineFolder, *, device: str | None = None, memory: Memory = "high"
 ) -> Backend:
-    """Return the backend of an engine folder: TensorRT if it is for that and a GPU is here."""
-    if engines.manifest.runtime != "onnxruntime" and compute_capability() is not None:
+    """Return the backend of an engine folder: TensorRT if it is for that and for this GPU.
+
+    The graphs of TensorRT engines that are not, which only a build opens, run in ONNX Runtime.
+    """
+    if compute_capability() in engines.manifest.compute_capabilities:
         from hbsdk.backends.tensorrt import TensorRTBackend
 
         return TensorRTBackend(bundle, engines, device=device, memory=memory)

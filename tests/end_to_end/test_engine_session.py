@@ -30,21 +30,6 @@ def session(tiny_bundle: Path, tiny_engines: Path) -> Session:
     return Session(tiny_bundle, engine="onnxruntime", engines=tiny_engines, progress=False)
 
 
-@pytest.fixture(scope="module")
-def photo() -> np.ndarray:
-    pixels = np.random.default_rng(0).integers(0, 60, (40, 48, 3)).astype(np.uint8)
-    pixels[8:32, 12:36] = [220, 120, 40]
-    pixels[14:18, 18:30] = [20, 30, 200]
-    return pixels
-
-
-@pytest.fixture(scope="module")
-def mask() -> np.ndarray:
-    mask = np.zeros((40, 48), np.uint8)
-    mask[8:32, 12:36] = 255
-    return mask
-
-
 def subject_of(seed: int, name: str) -> Subject:
     """Words large enough to show in what random networks draw."""
     words = np.random.default_rng(seed).normal(0.0, 0.5, (5, WIDTH)).astype(np.float32)

@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from hbsdk.backends.choose import Candidate, candidates, choose, torch_cuda_version
+from export import build_engines
+from hbsdk.backends import choose as choose_module
+from hbsdk.backends.choose import (
+    Candidate,
+    candidates,
+    choose,
+    open_engine_backend,
+    torch_cuda_version,
+)
 from hbsdk.bundle import Bundle
 from hbsdk.errors import EngineError, OptionError
-from tests.engine_files import VERSIONS, change_byte, write_engines
+from tests.engine_files import CAPABILITY, VERSIONS, change_byte, reopen, write_engines
 from tests.machine import CARD, CPU, CUDA, pretend
 
 
@@ -185,3 +193,34 @@ def test_the_cuda_of_the_torch_that_is_here_is_what_it_says_itself() -> None:
 
     assert importlib.util.find_spec("torch") is not None
     assert torch_cuda_version() == torch.version.cuda
+
+
+@pytest.mark.parametrize("capability", ["9.0", None])
+def test_a_build_for_other_gpus_draws_with_its_graphs(capability, bundle, root, monkeypatch):
+    """RTX engines may be built on an H200, which cannot run them: nothing of them is loaded."""
+    engines = reopen(root / "mini-tensorrt-rtx-0", bundle)
+    monkeypatch.setattr(choose_module, "compute_capability", lambda: capability)
+    assert open_engine_backend(bundle, engines).name == "onnxruntime"
+
+
+def test_a_build_for_this_gpu_draws_with_its_engines(bundle, root, monkeypatch):
+    engines = reopen(root / "mini-tensorrt-rtx-0", bundle)
+    monkeypatch.setattr(choose_module, "compute_capability", lambda: CAPABILITY)
+    opened = []
+    monkeypatch.setattr(
+        "hbsdk.backends.tensorrt.TensorRTBackend", lambda *_, **__: opened.append("tensorrt")
+    )
+    open_engine_backend(bundle, engines)
+    assert opened == ["tensorrt"]
+
+
+@pytest.mark.parametrize(
+    ("own", "built_for", "expected"),
+    [
+        ("8.9", ("8.6", "8.9"), "8.9"), ("9.0", ("8.6", "8.9"), "8.6"), (None, ("8.6",), "8.6"),
+        ("9.0", ("9.0",), "9.0"), ("9.0", (), "9.0"), (None, (), None),
+    ],
+)  # fmt: skip
+def test_builds_are_opened_as_what_they_are_for(own, built_for, expected, monkeypatch):
+    monkeypatch.setattr(build_engines, "compute_capability", lambda: own)
+    assert build_engines.capability_of(built_for) == expected
