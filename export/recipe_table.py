@@ -6,9 +6,10 @@ import difflib
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from hbsdk.bundle_info import shown
 from hbsdk.engine_spec import Axis
 from hbsdk.errors import EngineError
-from hbsdk.manifest_rules import is_recipe_name, shown
+from hbsdk.manifest_rules import is_recipe_name
 
 _Text = TypeVar("_Text", bound=str)
 _MISSING = object()
