@@ -80,3 +80,11 @@ class MissingDependencyError(HbsdkError, ImportError):
 
 class EngineError(HbsdkError, RuntimeError):
     """An engine is missing, does not match its manifest, or failed to run."""
+
+
+class TrainingError(HbsdkError, RuntimeError):
+    """Training data, a checkpoint or a training run cannot be used or cannot go on."""
+
+
+class EvaluationError(HbsdkError, RuntimeError):
+    """An evaluation set, a method or earlier results cannot be used."""

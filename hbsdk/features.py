@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, Dinov2Model
 
 Background = Literal["keep", "mask"]
+Encoders = Literal["both", "clip", "dino"]
 
 # The statistics each encoder was trained with (CLIP's preprocessor, DINOv2's: ImageNet).
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -96,8 +97,11 @@ def extract_features(
 class FeatureMerge(nn.Module):
     """f = Linear([f_c, MLP(f_d)]), MLP = LayerNorm-Linear-GELU-Linear (Eq. 3)."""
 
-    def __init__(self, clip_dim: int, dino_dim: int, merged_dim: int) -> None:
+    def __init__(
+        self, clip_dim: int, dino_dim: int, merged_dim: int, encoders: Encoders = "both"
+    ) -> None:
         super().__init__()
+        self.encoders = encoders  # of an ablation: the other one's tokens are zeros
         self.mlp = nn.Sequential(
             nn.LayerNorm(dino_dim),
             nn.Linear(dino_dim, clip_dim),
@@ -108,5 +112,9 @@ class FeatureMerge(nn.Module):
 
     def forward(self, clip: Tensor, dino: Tensor) -> Tensor:
         """(N, T, clip), (N, T, dino) -> (N, T, merged)."""
+        if self.encoders == "clip":
+            dino = torch.zeros_like(dino)
+        if self.encoders == "dino":
+            clip = torch.zeros_like(clip)
         merged: Tensor = self.linear(torch.cat([clip, self.mlp(dino)], dim=-1))
         return merged

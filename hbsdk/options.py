@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from hbsdk.errors import OptionError
 
@@ -12,6 +12,7 @@ MAX_SEED = 2**64 - 1
 MAX_SIDE_PX = 4096
 Mode = Literal["default", "paper"]
 Segmenter = Literal["auto", "grabcut", "inspyrenet"]
+Refined = Literal["words", "attention", "keys-values", "head"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,13 @@ class PersonalizeOptions:
 
     steps: int = 5  # refinement steps; 0 keeps the probe. Source: HybridBooth, section 5.1
     mode: Mode = "default"  # "paper" takes Eq. 5 literally: a rate of 2e-5 on dW, plain losses
+    # What is refined: the words themselves, or Q, K and V of the regressor's cross-attention (the
+    # paper's), its K and V, or what pools the regions into words. Deviation: see refine.py
+    refined: Refined = "words"
+    word_step: float = 1.6e-2  # a step of AdamW on the words, of the probe words' RMS
+    mirror: bool = True  # every other noise level sees the photo mirrored
     residual_scale: float = 1e-2  # lambda of Eq. 5
-    effective_step: float = 5e-4  # of lambda * dW, a step of AdamW. Deviation: see refine.py
+    effective_step: float = 5e-4  # of lambda * dW, a step of AdamW on the regressor's weights
     weight_decay: float = 1e-2  # Source: HybridBooth, section 5.1
     timesteps_per_step: int = 16  # noise levels a step, stratified over the schedule
     micro_batch_size: int = 16  # noise levels at once; less needs less memory, same result
@@ -43,12 +49,15 @@ class PersonalizeOptions:
         _check_whole("seed", self.seed, 0, MAX_SEED)
         _check_range("residual_scale", self.residual_scale, 1e-8, 1.0)
         _check_range("effective_step", self.effective_step, 0.0, 1.0)
+        _check_range("word_step", self.word_step, 0.0, 1.0)
+        _check_choice("mirror", self.mirror, (True, False))
         _check_range("weight_decay", self.weight_decay, 0.0, 1.0)
         _check_range("mask_loss_weight", self.mask_loss_weight, 0.0, 1000.0)
         _check_range("background_weight", self.background_weight, 0.0, 1.0)
         _check_text("prompt", self.prompt)
         _check_choice("mode", self.mode, ("default", "paper"))
         _check_choice("mask_loss", self.mask_loss, ("area", "paper"))
+        _check_choice("refined", self.refined, get_args(Refined))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Residual refinement: a few steps on the regressor's cross-attention, for one photo (Eq. 5)."""
+"""Residual refinement: a few steps on the words, or on the regressor's weights (Eq. 5), a photo."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from hbsdk.objective import (
     objective,
     stratified_timesteps,
 )
-from hbsdk.options import PersonalizeOptions
+from hbsdk.options import PersonalizeOptions, Refined
 from hbsdk.regressor import PromptRegressor
 
-REFINED_LAYERS = ("attn2.to_q", "attn2.to_k", "attn2.to_v")
+REFINED_LAYERS: dict[str, tuple[str, ...]] = {
+    "attention": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),  # the paper's
+    "keys-values": ("attn2.to_k", "attn2.to_v"),
+    "head": ("pool.", "to_words."),
+}
 _CHECK_TIMESTEPS = 16  # noise levels of the loss before and after, other than the steps' own
 _PAPER_RATE = 2e-5  # Source: HybridBooth, section 5.1
 
@@ -32,6 +36,7 @@ class EncodedReference:
 
     latents: (1, C, h, w) clean and scaled. mask: (1, 1, h, w) in [0, 1]. features: N = 1.
     ids: (1, tokens) int64, the prompt. positions: (1, n) int64, the subject's places.
+    mirrored: (1, C, h, w), the latents of the photo mirrored, or None.
     """
 
     latents: Tensor
@@ -39,6 +44,7 @@ class EncodedReference:
     features: ImageFeatures
     ids: Tensor
     positions: Tensor
+    mirrored: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class RefinementReport:
 
     loss_before, loss_after: Eq. 7 over the same 16 noise levels, none of them trained on.
     losses: Eq. 7 of each step, on that step's own noise. word_change: |e' - e| / |e|.
-    weight_change: |lambda dW| / |W| over the refined layers. seconds: wall time.
+    weight_change: |lambda dW| / |W| over the refined layers, 0 where the words are refined.
+    seconds: wall time.
     """
 
     steps: int
@@ -63,12 +70,15 @@ class RefinementReport:
         return asdict(self)
 
 
-def refined_weights(regressor: PromptRegressor) -> dict[str, Tensor]:
-    """Return the weights that refinement adds dW to: Q, K and V of the cross-attention."""
+def refined_weights(
+    regressor: PromptRegressor, refined: Refined = "attention"
+) -> dict[str, Tensor]:
+    """Return the weights that refinement adds dW to, by name; none where the words are refined."""
+    layers = REFINED_LAYERS.get(refined, ())
     return {
         name: weight.detach()
         for name, weight in regressor.named_parameters()
-        if name.endswith("weight") and any(layer in name for layer in REFINED_LAYERS)
+        if name.endswith("weight") and any(layer in name for layer in layers)
     }
 
 
@@ -82,8 +92,10 @@ def predict_words(
 
     The regressor itself is not changed: threads may share it.
     """
-    weights = refined_weights(regressor) if residuals else {}
-    changed = {name: weights[name] + residual_scale * dw for name, dw in (residuals or {}).items()}
+    weights = dict(regressor.named_parameters()) if residuals else {}
+    changed = {
+        name: weights[name].detach() + residual_scale * dw for name, dw in (residuals or {}).items()
+    }
     inputs = (reference.latents.to(regressor.dtype), reference.features)
     words: Tensor = functional_call(regressor, changed, inputs)
     return words.float()
@@ -98,10 +110,14 @@ def refine(
 ) -> tuple[Tensor, RefinementReport]:
     """Adapt the words to one photo.
 
-    Deviation: taken literally, a rate of 2e-5 on dW and lambda = 1e-2 move W by 1e-6 in five steps,
-    which changes nothing that can be seen. By default the rate is `effective_step / lambda`, so
-    that lambda dW moves by `effective_step` a step, L_eps looks mostly at the subject, and every
-    step averages stratified noise levels. `mode="paper"` keeps the literal setting.
+    Deviation: the paper refines Q, K and V of the regressor's cross-attention. Taken literally, a
+    rate of 2e-5 on dW and lambda = 1e-2 move W by 1e-6 in five steps, which changes nothing that
+    can be seen; with `refined="attention"` the rate is `effective_step / lambda`, so that lambda dW
+    moves by `effective_step` a step. By default the words themselves move, by `word_step` of their
+    RMS a step: measured, that gains more on subjects unlike the training set, in less time, and
+    needs no gradient of the regressor. L_eps looks mostly at the subject, every step averages
+    stratified noise levels, and half of them see the photo mirrored. `mode="paper"` keeps the
+    literal setting.
 
     Args:
         regressor: in float32, so that W + lambda dW is not rounded away; not changed.
@@ -115,24 +131,21 @@ def refine(
     """
     started = time.perf_counter()
     options = _settings(options)
-    generator = torch.Generator().manual_seed(options.seed)
-    check = _batch(denoiser, reference, _CHECK_TIMESTEPS, torch.Generator().manual_seed(2**31 - 1))
-    weights = refined_weights(regressor)
-    residuals = {name: torch.zeros_like(w, requires_grad=True) for name, w in weights.items()}
-    scale = options.residual_scale
-    optimizer = torch.optim.AdamW(
-        residuals.values(),
-        lr=_rate(options),
-        eps=1e-12,
-        weight_decay=options.weight_decay,
-    )
     with torch.no_grad():
         probe = predict_words(regressor, reference)
+    residuals, words_with = _refinable(regressor, reference, probe, options)
+    optimizer = torch.optim.AdamW(
+        residuals.values(), lr=_rate(options, probe), eps=1e-12, weight_decay=options.weight_decay
+    )
+    generator = torch.Generator().manual_seed(options.seed)
+    check = _batch(denoiser, reference, _CHECK_TIMESTEPS, torch.Generator().manual_seed(2**31 - 1))
+    with torch.no_grad():
         loss_before = _loss(denoiser, probe, check, options)
     losses = []
+    seen = reference if options.mirror else replace(reference, mirrored=None)
     for step in range(options.steps):
-        words = predict_words(regressor, reference, residuals, scale)
-        batch = _batch(denoiser, reference, options.timesteps_per_step, generator)
+        words = words_with()
+        batch = _batch(denoiser, seen, options.timesteps_per_step, generator)
         leaf = words.detach().requires_grad_()
         losses.append(_loss(denoiser, leaf, batch, options))
         words.backward(leaf.grad, inputs=list(residuals.values()))
@@ -140,7 +153,7 @@ def refine(
         optimizer.zero_grad()
         on_step(step + 1)
     with torch.no_grad():
-        refined = predict_words(regressor, reference, residuals, scale)
+        refined = words_with()
         loss_after = _loss(denoiser, refined, check, options)
     report = RefinementReport(
         steps=options.steps,
@@ -148,23 +161,41 @@ def refine(
         loss_after=loss_after,
         losses=tuple(losses),
         word_change=((refined - probe).norm() / probe.norm()).item(),
-        weight_change=_weight_change(weights, residuals, scale),
+        weight_change=_weight_change(regressor, residuals, options),
         seconds=time.perf_counter() - started,
     )
     return refined, report
+
+
+def _refinable(
+    regressor: PromptRegressor,
+    reference: EncodedReference,
+    probe: Tensor,
+    options: PersonalizeOptions,
+) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
+    """Return what moves, by name, all zeros, and the words that it gives as it stands."""
+    if options.refined == "words":
+        offset = torch.zeros_like(probe, requires_grad=True)
+        return {"words": offset}, lambda: probe + offset
+    weights = refined_weights(regressor, options.refined)
+    residuals = {name: torch.zeros_like(w, requires_grad=True) for name, w in weights.items()}
+    return residuals, lambda: predict_words(regressor, reference, residuals, options.residual_scale)
 
 
 def _settings(options: PersonalizeOptions) -> PersonalizeOptions:
     if options.mode == "default":
         return options
     return replace(
-        options, mask_loss="paper", background_weight=1.0, timesteps_per_step=1, micro_batch_size=1
-    )
+        options, refined="attention", mirror=False, mask_loss="paper", background_weight=1.0,
+        timesteps_per_step=1, micro_batch_size=1,
+    )  # fmt: skip
 
 
-def _rate(options: PersonalizeOptions) -> float:
+def _rate(options: PersonalizeOptions, probe: Tensor) -> float:
     if options.mode == "paper":
         return _PAPER_RATE
+    if options.refined == "words":
+        return options.word_step * probe.square().mean().sqrt().item()
     return options.effective_step / options.residual_scale
 
 
@@ -174,12 +205,17 @@ def _batch(
     """Noise the photo `count` times; drawn on the CPU, so that every device starts alike."""
     device = reference.latents.device
     total = denoiser.scheduler.config.num_train_timesteps
-    shape = (count, *reference.latents.shape[1:])
+    latents, mask = reference.latents.float(), reference.mask
+    if reference.mirrored is not None:
+        latents = torch.cat([latents, reference.mirrored.float()])
+        mask = torch.cat([mask, mask.flip(-1)])
+    rows = torch.arange(count, device=device) % latents.shape[0]
+    latents = latents[rows]
     return NoisyBatch(
-        latents=reference.latents.float().expand(shape),
-        noise=torch.randn(shape, generator=generator).to(device),
+        latents=latents,
+        noise=torch.randn(latents.shape, generator=generator).to(device),
         timesteps=stratified_timesteps(count, total, generator).to(device),
-        mask=reference.mask.expand(count, -1, -1, -1),
+        mask=mask[rows],
         ids=reference.ids.expand(count, -1),
         positions=reference.positions.expand(count, -1),
     )
@@ -207,8 +243,12 @@ def _loss(
 
 
 def _weight_change(
-    weights: Mapping[str, Tensor], residuals: Mapping[str, Tensor], scale: float
+    regressor: PromptRegressor, residuals: Mapping[str, Tensor], options: PersonalizeOptions
 ) -> float:
-    moved = sum((scale * dw.detach().float()).square().sum() for dw in residuals.values())
-    size = sum(w.float().square().sum() for w in weights.values())
-    return float((torch.as_tensor(moved) / torch.as_tensor(size)).sqrt())
+    weights = refined_weights(regressor, options.refined)
+    if not weights:
+        return 0.0
+    moved = [options.residual_scale * residuals[name].detach().norm() for name in weights]
+    return float(
+        torch.stack(moved).norm() / torch.stack([w.norm() for w in weights.values()]).norm()
+    )

@@ -9,7 +9,7 @@ from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from hbsdk.features import FeatureMerge, ImageFeatures
+from hbsdk.features import Encoders, FeatureMerge, ImageFeatures
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,6 +38,7 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
         pool_dim: int = 512,
         num_pool_heads: int = 8,
         word_scale: float = 0.4,
+        encoders: Encoders = "both",
     ) -> None:
         """Build with random weights.
 
@@ -50,6 +51,7 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
             pool_dim: width of the pooling attention.
             num_pool_heads: its heads.
             word_scale: typical norm of the text encoder's word embeddings, of the words' start.
+            encoders: "clip" or "dino" leaves the other one's features out (the paper's ablation).
         """
         super().__init__()
         self.word_scale = word_scale
@@ -60,7 +62,7 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
         channels = list(base.config.block_out_channels)
         context_dim = base.config.cross_attention_dim
         context_dim = context_dim if isinstance(context_dim, int) else context_dim[0]
-        self.feature_merge = FeatureMerge(clip_dim, dino_dim, context_dim)
+        self.feature_merge = FeatureMerge(clip_dim, dino_dim, context_dim, encoders)
         scales = [*channels, channels[-1]]  # each level's output, then the middle's
         self.region_norms = nn.ModuleList(nn.LayerNorm(width) for width in scales)
         self.region_projections = nn.ModuleList(nn.Linear(width, pool_dim) for width in scales)

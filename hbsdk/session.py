@@ -168,7 +168,9 @@ class Session:
                 words = self.backend.probe(self.backend.encode_reference(reference, prompt))
                 report = None
             else:
-                encoded = self.torch_backend.encode_reference(reference, prompt)
+                encoded = self.torch_backend.encode_reference(
+                    reference, prompt, mirrored=chosen.mirror
+                )
                 with self._bar(chosen.steps, "refining") as advance:
                     words, report = self.torch_backend.refine(encoded, chosen, lambda _: advance())
         metadata = {

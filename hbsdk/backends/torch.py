@@ -106,8 +106,10 @@ class TorchBackend:
         return self._scheduler
 
     @torch.no_grad()
-    def encode_reference(self, reference: Reference, prompt: PromptTokens) -> EncodedReference:
-        """Encode a photo for the probe and for refinement.
+    def encode_reference(
+        self, reference: Reference, prompt: PromptTokens, *, mirrored: bool = False
+    ) -> EncodedReference:
+        """Encode a photo for the probe and for refinement, `mirrored` for the latter also so.
 
         `prompt` holds one subject, once. The regressor is loaded first: a bundle without one
         says so before any work is done.
@@ -124,9 +126,11 @@ class TorchBackend:
             background=self.bundle.info.background,
         )  # fmt: skip
         self._release("image_encoder", "dino")
-        latents = self.encode_image(pixels)
+        shown = torch.cat([pixels, pixels.flip(-1)]) if mirrored else pixels
+        latents = self.encode_image(shown)
         return EncodedReference(
-            latents=latents,
+            latents=latents[:1],
+            mirrored=latents[1:] if mirrored else None,
             mask=latent_mask(mask, *latents.shape[-2:]),
             features=features.to(torch.float32),
             ids=torch.from_numpy(prompt.ids)[None].to(self.device),

@@ -10,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.models.attention_processor import Attention
 
+import hbsdk.refine
 from hbsdk.features import ImageFeatures
 from hbsdk.mini.tokenizer import learn_tokenizer
 from hbsdk.objective import Denoiser
@@ -27,7 +28,10 @@ from tests.tiny_bundle import (
 )
 
 # Large steps over few noise levels: a tiny random model moves, and fast.
-OPTIONS = PersonalizeOptions(steps=2, effective_step=1e-2, timesteps_per_step=4)
+OPTIONS = PersonalizeOptions(
+    steps=2, refined="attention", effective_step=1e-2, word_step=0.2, timesteps_per_step=4
+)
+EVERYTHING = ("attention", "keys-values", "head", "words")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def make_setting() -> Setting:
         features=ImageFeatures(torch.randn(1, 17, WIDTH), torch.randn(1, 17, WIDTH)),
         ids=torch.from_numpy(tokens.ids)[None],
         positions=torch.tensor(tokens.places["s*"]),
+        mirrored=torch.randn(1, 4, 8, 8),
     )
     scheduler = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
@@ -98,13 +103,24 @@ def test_only_q_k_and_v_of_the_cross_attention_are_refined(setting):
     assert not any("attn1" in name or "to_out" in name for name in names)
 
 
+def test_keys_and_values_alone_and_the_head_alone(setting):
+    attention = set(refined_weights(setting.regressor))
+    keys_values = set(refined_weights(setting.regressor, "keys-values"))
+    assert keys_values == {name for name in attention if "to_q" not in name}
+    head = set(refined_weights(setting.regressor, "head"))
+    assert head
+    assert all(name.split(".")[0] in {"pool", "to_words"} for name in head)
+    assert refined_weights(setting.regressor, "words") == {}
+
+
+@pytest.mark.parametrize("refined", EVERYTHING)
 @pytest.mark.parametrize("frozen", [True, False])
-def test_gradients_reach_dw_and_only_dw(frozen):
+def test_gradients_reach_dw_and_only_dw(frozen, refined):
     setting = make_setting()
     for network in setting.networks().values():
         network.requires_grad_(not frozen)
     before = {name: copy.deepcopy(n.state_dict()) for name, n in setting.networks().items()}
-    words, report = setting.refine()
+    words, report = setting.refine(refined=refined)
     assert report.word_change > 1e-3  # something was learned
     assert not words.requires_grad
     for name, network in setting.networks().items():
@@ -125,16 +141,19 @@ def test_the_words_are_of_the_right_kind(setting, refined):
     assert set(report.as_dict()) >= {"loss_before", "loss_after", "word_change", "weight_change"}
 
 
-def test_steps_lower_the_loss_on_noise_that_was_not_trained_on(setting):
-    _, report = setting.refine(steps=6, effective_step=2e-2)
+@pytest.mark.parametrize("refined", ["attention", "words"])
+def test_steps_lower_the_loss_on_noise_that_was_not_trained_on(setting, refined):
+    _, report = setting.refine(refined=refined, mirror=False, steps=6, effective_step=2e-2)
     assert report.loss_after < report.loss_before - 1e-5
-    assert report.weight_change > 0.01
+    assert (report.weight_change > 0.01) == (refined == "attention")
 
 
-def test_climbing_would_raise_it(setting, monkeypatch):
-    monkeypatch.setattr("hbsdk.refine._rate", lambda options: -options.effective_step / 1e-2)
+@pytest.mark.parametrize("refined", ["attention", "words"])
+def test_climbing_would_raise_it(setting, monkeypatch, refined):
+    rate = hbsdk.refine._rate
+    monkeypatch.setattr("hbsdk.refine._rate", lambda *arguments: -rate(*arguments))
     monkeypatch.setattr(torch.optim.AdamW, "__init__", climbing_adamw)
-    _, report = setting.refine(steps=6, effective_step=2e-2)
+    _, report = setting.refine(refined=refined, mirror=False, steps=6, effective_step=2e-2)
     assert report.loss_after > report.loss_before + 1e-5
 
 
@@ -146,9 +165,10 @@ def climbing_adamw(self, params, lr, **settings):
     torch.optim.Optimizer.__init__(self, params, {"lr": -lr, **defaults})
 
 
-def test_a_step_of_nothing_changes_nothing_and_the_report_says_so(setting):
+@pytest.mark.parametrize("refined", EVERYTHING)
+def test_a_step_of_nothing_changes_nothing_and_the_report_says_so(setting, refined):
     probe = predict_words(setting.regressor, setting.reference)
-    words, report = setting.refine(effective_step=0.0)
+    words, report = setting.refine(refined=refined, effective_step=0.0, word_step=0.0)
     assert torch.equal(words, probe)
     assert report.word_change == 0.0
     assert report.weight_change == 0.0
@@ -165,7 +185,7 @@ def test_the_report_measures_the_words(setting, refined):
 
 
 def test_the_paper_taken_literally_moves_far_less(setting):
-    default = PersonalizeOptions()
+    default = PersonalizeOptions(refined="attention")
     _, literal = setting.refine(default, mode="paper")
     _, moved = setting.refine(default, timesteps_per_step=4)
     assert literal.steps == moved.steps == 5
@@ -180,13 +200,51 @@ def test_the_paper_taken_literally_moves_far_less(setting):
 def test_the_papers_losses_are_plain(setting):
     """One noise level a step, Eq. 6 as printed, no weight: other options of these do not count."""
     literal = PersonalizeOptions(mode="paper", steps=1)
-    same = {"mask_loss": "area", "background_weight": 0.0, "timesteps_per_step": 9}
+    same = {"mask_loss": "area", "background_weight": 0.0, "timesteps_per_step": 9, "mirror": True}
+    same |= {"refined": "words"}
     words, report = setting.refine(literal)
     again, other = setting.refine(literal, **same)
     assert torch.equal(words, again)
     assert report.losses == other.losses
     _, seeded = setting.refine(literal, seed=1)
     assert seeded.losses != report.losses
+
+
+def test_a_first_step_on_the_words_is_a_share_of_their_rms(setting):
+    probe = predict_words(setting.regressor, setting.reference)
+    words, _ = setting.refine(refined="words", steps=1, word_step=0.03)
+    step = (words - probe).abs().max().item()
+    assert step == pytest.approx(0.03 * probe.square().mean().sqrt().item(), rel=0.01)
+    twice, _ = setting.refine(refined="words", steps=1, word_step=0.06)
+    assert (twice - probe).abs().max().item() == pytest.approx(2 * step, rel=0.01)
+
+
+@pytest.mark.parametrize("refined", ["attention", "words"])
+def test_the_mirrored_photo_counts_only_if_asked_for(setting, refined):
+    words, _ = setting.refine(refined=refined)
+    without, _ = setting.refine(refined=refined, mirror=False)
+    other = replace(setting.reference, mirrored=torch.randn(1, 4, 8, 8))
+    changed = Setting(setting.regressor, setting.denoiser, other)
+    assert not torch.equal(changed.refine(refined=refined)[0], words)
+    assert torch.equal(changed.refine(refined=refined, mirror=False)[0], without)
+    assert not torch.equal(words, without)
+
+
+def test_the_mirrored_photos_mask_is_mirrored(setting):
+    """A photo that is its own mirror image, under a mask that is not, shows the mask's place."""
+    latents = setting.reference.latents
+    symmetric = replace(
+        setting.reference, latents=latents + latents.flip(-1), mirrored=latents + latents.flip(-1)
+    )
+    turned = replace(symmetric, mask=symmetric.mask.flip(-1))
+    batch, other = (
+        hbsdk.refine._batch(setting.denoiser, one, 4, torch.Generator().manual_seed(0))
+        for one in (symmetric, turned)
+    )
+    assert torch.equal(batch.mask[0::2], symmetric.mask.expand(2, -1, -1, -1))
+    assert torch.equal(batch.mask[1::2], symmetric.mask.flip(-1).expand(2, -1, -1, -1))
+    assert torch.equal(batch.mask[1::2], other.mask[0::2])
+    assert not torch.equal(batch.mask[0], batch.mask[1])
 
 
 def test_micro_batches_change_the_memory_and_not_the_words(setting):

@@ -1,0 +1,1 @@
+"""Evaluation: subjects x prompts x seeds, metrics, methods to compare with, and the report."""

@@ -1,0 +1,59 @@
+"""What an evaluation writes: one row a picture and one row a fit, as JSON lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One drawn (or real) picture and its metrics; None where a metric does not apply.
+
+    Attributes:
+        method: `Method.name`, or "real pictures".
+        steps: the snapshot's.
+        subject: its name.
+        prompt: the prompt's number, from 0.
+        seed: the seed's number, from 0.
+        file: the picture, relative to the evaluation's folder.
+        dino_i: mean cosine of DINO class tokens with the subject's gallery.
+        dino_i_other: the same with the other subjects' galleries, the floor of dino_i.
+        clip_i: mean cosine of CLIP image embeddings with the subject's gallery.
+        clip_i_other: the same with the other subjects' galleries.
+        clip_t: cosine of the picture and of the prompt with the class noun in place of the subject.
+        retrieved: whether the nearest gallery of the set, by DINO, is the subject's own.
+        attributes: share of the identity's attributes that the judge reads right, 0..1.
+        attribute_values: factor -> 1 if read right, else 0.
+    """
+
+    method: str
+    steps: int
+    subject: str
+    prompt: int
+    seed: int
+    file: str
+    dino_i: float
+    dino_i_other: float
+    clip_i: float
+    clip_i_other: float
+    clip_t: float
+    retrieved: bool
+    attributes: float | None = None
+    attribute_values: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class FitRow:
+    """What one snapshot of one subject cost.
+
+    seconds: of fitting up to it. draw_seconds: of drawing its pictures. peak_bytes: the most memory
+    of the process (of the device on a GPU) while it was fitted. failed: the error, if it failed.
+    """
+
+    method: str
+    steps: int
+    subject: str
+    seconds: float
+    draw_seconds: float
+    peak_bytes: int
+    failed: str | None = None

@@ -1,0 +1,1 @@
+"""Training of the regressor, and of nothing else: data, loop, checkpoints, estimate."""
