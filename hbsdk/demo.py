@@ -14,9 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 import hbsdk
 from hbsdk.backends.choose import Engine
+from hbsdk.evaluation.drawing import with_noun
+from hbsdk.evaluation.encoders import BundleDino
+from hbsdk.evaluation.world_set import REFERENCE, class_noun
 from hbsdk.mini import world
 from hbsdk.mini.cache import draw_picture
-from hbsdk.mini.evaluate import REFERENCE, Judge, class_noun
 
 CONTEXTS = (
     "a picture of {} in the snow",
@@ -81,7 +83,7 @@ def run_demo(
     with clock.stage("load"):
         session = hbsdk.Session(engine=engine, engines=engines, progress=progress)
         session.prewarm()
-        judge = Judge(hbsdk.Session(engine="torch"))  # its encoders are torch's, whatever draws
+        judge = BundleDino(hbsdk.Session(engine="torch"))  # in torch, whatever draws
     first = (seed * characters) % (len(world.HELD_OUT_SEEDS) - characters)
     rows = [
         _row(session, judge, world.HELD_OUT_SEEDS[first + i], seed, clock)
@@ -95,7 +97,7 @@ def run_demo(
     return report
 
 
-def _row(session: hbsdk.Session, judge: Judge, who: int, seed: int, clock: Stopwatch) -> Row:
+def _row(session: hbsdk.Session, judge: BundleDino, who: int, seed: int, clock: Stopwatch) -> Row:
     photo = draw_picture(who, REFERENCE)[0]
     with clock.stage("mask"):
         mask = session.mask(photo)
@@ -103,16 +105,16 @@ def _row(session: hbsdk.Session, judge: Judge, who: int, seed: int, clock: Stopw
         probe = session.personalize(photo, steps=0)
     with clock.stage("refinement (and probe)"):
         subject = session.personalize(photo, name=f"character-{who}")
-    noun = class_noun(who)
+    noun = class_noun(world.identity(who))
     with clock.stage("drawing"):
         plain = [
-            session.generate(PLAIN.format(noun), seed=seed)[0],
+            session.generate(with_noun(PLAIN, noun), seed=seed)[0],
             session.generate(PLAIN.format("S*"), probe, seed=seed)[0],
             session.generate(PLAIN.format("S*"), subject, seed=seed)[0],
         ]
         texts = [text.format("S*") for text in CONTEXTS]
         contexts = session.generate(texts, subject, seed=seed)
-    likeness = judge.dino(np.stack([photo, *(np.array(picture) for picture in plain + contexts)]))
+    likeness = judge.images([photo, *(np.array(picture) for picture in plain + contexts)])
     similar = (likeness[1:] @ likeness[0]).tolist()
     return Row(
         subject,

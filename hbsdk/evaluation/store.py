@@ -1,0 +1,142 @@
+"""An evaluation's folder: pictures as tiled PNGs, what is finished by content hash, and rows."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from hbsdk.errors import EvaluationError
+from hbsdk.evaluation.subjects import Pixels
+
+
+def content_hash(content: Mapping[str, Any]) -> str:
+    """Return the sha256 of JSON-able content, the same whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def pixels_hash(pictures: Iterable[Pixels]) -> str:
+    """Return the sha256 of pictures: their shapes and their pixels."""
+    digest = hashlib.sha256()
+    for pixels in pictures:
+        digest.update(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes())
+    return digest.hexdigest()
+
+
+def file_name(text: str) -> str:
+    """Return a text as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", text)
+
+
+class Store:
+    """The folder that an evaluation writes; several processes may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder if need be.
+
+        Raises:
+            EvaluationError: it cannot be made.
+        """
+        self.folder = folder
+        with _told(folder):
+            (folder / "done").mkdir(parents=True, exist_ok=True)
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        """Return what was finished under a key; None if nothing was, or it is damaged."""
+        try:
+            data = json.loads((self.folder / "done" / f"{key}.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return data if isinstance(data, dict) and data.get("key") == key else None
+
+    def write(self, key: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep what is finished; return it as `read` would."""
+        whole = {"key": key, **data}
+        self._write(self.folder / "done" / f"{key}.json", json.dumps(whole, allow_nan=False))
+        return whole
+
+    def save_pictures(self, method: str, steps: int, subject: str, pictures: Pixels) -> str:
+        """Write one PNG, prompts as columns and seeds as rows; return its relative path.
+
+        Args:
+            method: its name.
+            steps: of the snapshot.
+            subject: its name.
+            pictures: (seeds, prompts, H, W, 3) uint8.
+        """
+        rows, columns, height, width, _ = pictures.shape
+        grid = pictures.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
+        return self._save(f"pictures/{file_name(method)}/{steps}/{file_name(subject)}.png", grid)
+
+    def save_photo(self, subject: str, photo: Pixels) -> str:
+        """Write what methods see of a subject, (H, W, 3) uint8; return its relative path."""
+        return self._save(f"photos/{file_name(subject)}.png", photo)
+
+    def _save(self, file: str, pixels: Pixels) -> str:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "png")
+        with _told(self.folder / file):
+            (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        self._write(self.folder / file, buffer.getvalue())
+        return file
+
+    def load_pictures(self, file: str, seeds: int, prompts: int) -> Pixels | None:
+        """Return (seeds, prompts, H, W, 3) uint8, or None if the file is missing or damaged."""
+        try:
+            with Image.open(self.folder / file, formats=("PNG",)) as image:
+                grid = np.array(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return None
+        height, width = grid.shape[0] // seeds, grid.shape[1] // prompts
+        if grid.shape[:2] != (seeds * height, prompts * width):
+            return None
+        tiles: Pixels = grid.reshape(seeds, height, prompts, width, 3).transpose(0, 2, 1, 3, 4)
+        return tiles
+
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows as JSON lines."""
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
+        self._write(self.folder / name, "".join(lines))
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file for people and programs."""
+        self._write(self.folder / name, json.dumps(content, indent=2) + "\n")
+
+    def lock(self) -> FileLock:
+        """Return the lock under which the rows of all processes are put together."""
+        return FileLock(self.folder / "done" / ".lock")
+
+    def _write(self, path: Path, data: str | bytes) -> None:
+        """Write a file whole or not at all."""
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        with _told(path):
+            try:
+                temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+                os.replace(temporary, path)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Any:
+    try:
+        yield
+    except OSError as error:
+        raise EvaluationError(
+            str(path), expected="a folder with room that can be written to",
+            got=error.strerror or str(error),
+            remedy="Make room, or pass another folder; the same command goes on from what is done",
+        ) from error  # fmt: skip
