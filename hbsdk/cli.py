@@ -1,17 +1,18 @@
-"""The command line: demo, personalize, generate, doctor."""
+"""The command line: demo, personalize, generate, doctor; what trains and evaluates is elsewhere."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from hbsdk.errors import HbsdkError, MissingDependencyError
+from hbsdk.cli_errors import errors_in_one_line
+from hbsdk.cli_evaluate import evaluate
+from hbsdk.cli_pack import pack
+from hbsdk.cli_train import layers, train
+from hbsdk.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from hbsdk.backends.choose import Engine as EngineName
@@ -25,6 +26,9 @@ app = typer.Typer(
     help="One photo of a subject in; pictures of that subject in any prompt out.",
 )  # fmt: skip
 
+for _command in (train, evaluate, layers, pack):
+    app.command()(_command)
+
 Bundle = Annotated[
     str | None, typer.Option(help="A bundle's folder or hub id; the embedded mini by default.")
 ]
@@ -37,15 +41,6 @@ Engines = Annotated[
     typer.Option(help="An engine folder, or a folder of them; $HBSDK_ENGINES by default."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except HbsdkError as error:
-        print(f"hbsdk: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
 
 
 def _open(
@@ -69,7 +64,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Personalize characters that the mini bundle never saw, and draw a contact sheet."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         try:
             from hbsdk.demo import run_demo
         except ImportError as error:
@@ -95,7 +90,7 @@ def personalize(
     quiet: Quiet = False,
 ) -> None:
     """Turn one photo into a subject file."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         session = _open(bundle, engine, engines, device, quiet)
         subject = session.personalize(image, mask, name=output.stem.lower(), steps=steps)
         path = subject.save(output)
@@ -127,7 +122,7 @@ def generate(
     """Draw pictures of a prompt."""
     from hbsdk.subject import Subject
 
-    with _errors_in_one_line():
+    with errors_in_one_line():
         session = _open(bundle, engine, engines, device, quiet)
         subjects = [Subject.load(path) for path in subject or []]
         pictures = session.generate(
@@ -158,7 +153,7 @@ def doctor(
 
     from hbsdk.doctor import diagnose, in_words
 
-    with _errors_in_one_line():
+    with errors_in_one_line():
         findings = diagnose(bundle, engines)
         print(json.dumps(findings, indent=2) if as_json else in_words(findings))
 

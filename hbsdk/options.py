@@ -12,7 +12,7 @@ MAX_SEED = 2**64 - 1
 MAX_SIDE_PX = 4096
 Mode = Literal["default", "paper"]
 Segmenter = Literal["auto", "grabcut", "inspyrenet"]
-Refined = Literal["words", "attention", "keys-values", "head"]
+Refined = Literal["head", "attention", "keys-values", "words"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class PersonalizeOptions:
 
     steps: int = 5  # refinement steps; 0 keeps the probe. Source: HybridBooth, section 5.1
     mode: Mode = "default"  # "paper" takes Eq. 5 literally: a rate of 2e-5 on dW, plain losses
-    # What is refined: the words themselves, or Q, K and V of the regressor's cross-attention (the
-    # paper's), its K and V, or what pools the regions into words. Deviation: see refine.py
-    refined: Refined = "words"
-    word_step: float = 1.6e-2  # a step of AdamW on the words, of the probe words' RMS
-    mirror: bool = True  # every other noise level sees the photo mirrored
+    # What is refined: the regressor's head, which pools its regions into words; Q, K and V of its
+    # cross-attention (the paper's); K and V alone; or the words. Deviation: see refine.py
+    refined: Refined = "head"
     residual_scale: float = 1e-2  # lambda of Eq. 5
-    effective_step: float = 5e-4  # of lambda * dW, a step of AdamW on the regressor's weights
+    effective_step: float = 1e-4  # of lambda * dW, a step of AdamW on the regressor's weights
+    word_step: float = 8e-3  # a step of AdamW on the words themselves, of the probe words' RMS
+    mirror: bool = True  # every other noise level sees the photo mirrored
     weight_decay: float = 1e-2  # Source: HybridBooth, section 5.1
     timesteps_per_step: int = 16  # noise levels a step, stratified over the schedule
     micro_batch_size: int = 16  # noise levels at once; less needs less memory, same result

@@ -1,4 +1,4 @@
-"""Residual refinement: a few steps on the words, or on the regressor's weights (Eq. 5), a photo."""
+"""Residual refinement: a few steps on some of the regressor's weights, for one photo (Eq. 5)."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def refine(
 ) -> tuple[Tensor, RefinementReport]:
     """Adapt the words to one photo.
 
-    Deviation: the paper refines Q, K and V of the regressor's cross-attention. Taken literally, a
-    rate of 2e-5 on dW and lambda = 1e-2 move W by 1e-6 in five steps, which changes nothing that
-    can be seen; with `refined="attention"` the rate is `effective_step / lambda`, so that lambda dW
-    moves by `effective_step` a step. By default the words themselves move, by `word_step` of their
-    RMS a step: measured, that gains more on subjects unlike the training set, in less time, and
-    needs no gradient of the regressor. L_eps looks mostly at the subject, every step averages
-    stratified noise levels, and half of them see the photo mirrored. `mode="paper"` keeps the
-    literal setting.
+    Deviation: the paper refines Q, K and V of the regressor's cross-attention, with a rate of 2e-5
+    on dW and lambda = 1e-2. Taken literally that moves W by 1e-6 in five steps, which changes
+    nothing that can be seen; the rate here is `effective_step / lambda`, so that lambda dW moves by
+    `effective_step` a step. And by default the head of the regressor moves, what pools its regions
+    into words: of what was tried it gains most on subjects unlike the training set
+    (benchmarks/results/refinement_search.json). L_eps looks mostly at the subject, every step
+    averages stratified noise levels, and half of them see the photo mirrored. `mode="paper"` keeps
+    the literal setting.
 
     Args:
         regressor: in float32, so that W + lambda dW is not rounded away; not changed.

@@ -2,7 +2,8 @@
 
 Stages, in order, each resumable and each in a file of its own: the world's pictures (cache.py), the
 tokenizer, the autoencoder, CLIP, DINO, the UNet, the regressor. A finished stage's weights are in
-`--bundle`; `DIR/<stage>.jsonl` holds its losses and figures.
+`--bundle`; `DIR/<stage>.jsonl` holds its losses and figures, `DIR/regressor/` all of the
+regressor's run.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel, Dinov2Model
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from hbsdk.bundle import BundleInfo, write_manifest, write_model_index
+from hbsdk.bundle import Bundle, BundleInfo, write_manifest, write_model_index
 from hbsdk.bundle_info import sha256_of
-from hbsdk.features import ImageFeatures, extract_features
 from hbsdk.mini import (
     networks,
     train_clip,
@@ -35,20 +35,15 @@ from hbsdk.mini import (
     train_vae,
     world,
 )
-from hbsdk.mini.cache import REFERENCES, Pictures, Pixels, draw_cache, draw_picture, load_cache
+from hbsdk.mini.cache import Pictures, Pixels, draw_cache, draw_picture, load_cache
 from hbsdk.mini.record import record
 from hbsdk.mini.tokenizer import learn_tokenizer, save_tokenizer
 from hbsdk.mini.training_loop import Plan, run, save_atomically, save_weights
-from hbsdk.objective import Denoiser
-from hbsdk.regressor import PromptRegressor
-from hbsdk.text import tokenize_prompt
-from hbsdk.tokenizer import PromptTokenizer
-from hbsdk.tokenizer import load_tokenizer as load_prompt_tokenizer
+from hbsdk.training.world_source import WorldSource
 
 WEIGHTS = Path(__file__).parent / "weights"
 RECORD = Path(__file__).parent / "training.json"
 CLASS_WORD = "cat"
-NUM_WORDS = 5
 PROJECTIONS = "clip_projections.safetensors"
 GUIDANCE_SCALE = 3.0  # chosen on the validation identities: benchmarks/results/guidance_scale.json
 
@@ -153,36 +148,20 @@ def train_unet_stage(work: Work) -> bool:
 
 
 def train_regressor_stage(work: Work) -> bool:
-    """Train the regressor."""
-    pictures = work.pictures()
-    denoiser = Denoiser(
-        unet=load(UNet2DConditionModel, work.bundle / "unet"),
-        text_encoder=load(CLIPTextModel, work.bundle / "text_encoder"),
-        scheduler=train_unet.noise_scheduler(),
+    """Train the regressor, or go on with it where it was stopped."""
+    write_bundle_manifest(work)  # the training loop checks the networks' hashes
+    options = train_regressor.OPTIONS
+    if work.steps is not None:
+        options = dataclasses.replace(options, steps=work.steps)
+    source = WorldSource(work.identities, work.folder / "pictures")
+    trained = train_regressor.train(
+        Bundle.open(work.bundle), source, work.folder, options, go_on=work.go_on
     )
-    limits = denoiser.text_encoder.config
-    tokenizer = load_prompt_tokenizer(
-        work.bundle / "tokenizer", limits.max_position_embeddings, limits.vocab_size
-    )
-    ids, positions = subject_tokens(tokenizer, pictures)
-    words = denoiser.text_encoder.get_input_embeddings().weight
-    class_word = words[tokenizer.encode(CLASS_WORD)].mean(dim=0)
-    regressor = PromptRegressor.from_unet(
-        denoiser.unet, class_word, clip_dim=networks.WIDTH, dino_dim=networks.WIDTH,
-        pool_dim=networks.WIDTH, num_pool_heads=4,
-    )  # fmt: skip
-    regressor = work.begun(regressor, "regressor")
-    stage = train_regressor.stage(
-        regressor, denoiser, pictures, all_latents(work, pictures),
-        reference_features(work, pictures), ids, positions, work.plan(train_regressor.PLAN),
-    )  # fmt: skip
-    if not run(stage, work.folder):
-        return False
-    save_pretrained(regressor, work.bundle / "regressor")
+    save_pretrained(trained, work.bundle / "regressor")
     return True
 
 
-def write_bundle(work: Work) -> bool:
+def write_bundle_manifest(work: Work) -> None:
     """Write the bundle's manifest over whatever networks there are."""
     write_model_index(work.bundle)
     write_manifest(
@@ -197,6 +176,11 @@ def write_bundle(work: Work) -> bool:
             guidance_scale=GUIDANCE_SCALE,
         ),
     )
+
+
+def write_bundle(work: Work) -> bool:
+    """Write the bundle's manifest, and the record of its training."""
+    write_bundle_manifest(work)
     if stages := record(work.folder):
         # Stages that this work folder has no log of were trained elsewhere.
         others = json.loads(RECORD.read_text("utf-8")) if RECORD.exists() else {}
@@ -211,18 +195,6 @@ def caption_tokens(tokenizer: Any, pictures: Pictures) -> train_clip.Tokens:
     return tokens.reshape(*pictures.captions.shape, -1)
 
 
-def subject_tokens(
-    tokenizer: PromptTokenizer, pictures: Pictures
-) -> tuple[train_clip.Tokens, train_clip.Tokens]:
-    """Return the tokens of the captions that say "S*", and where its words stand in them."""
-    texts = list(map(str, pictures.captions[:, :, -1].reshape(-1)))
-    distinct = {text: tokenize_prompt(tokenizer, text, {"s*": NUM_WORDS}) for text in set(texts)}
-    ids = np.stack([distinct[text].ids for text in texts]).astype(np.int16)
-    places = np.array([distinct[text].places["s*"][0] for text in texts], np.int16)
-    shape = pictures.captions.shape[:2]
-    return ids.reshape(*shape, -1), places.reshape(*shape, -1)
-
-
 def all_latents(work: Work, pictures: Pictures) -> torch.Tensor:
     """Return (identities, pictures, 16, 8, 8) float16 latents, encoded once and kept."""
     vae_weights = work.bundle / "vae" / "diffusion_pytorch_model.safetensors"
@@ -233,26 +205,6 @@ def all_latents(work: Work, pictures: Pictures) -> torch.Tensor:
         save_atomically(partial(torch.save, encoded), kept)
     latents: torch.Tensor = torch.load(kept, weights_only=True)
     return latents.reshape(*pictures.pixels.shape[:2], *latents.shape[1:])
-
-
-@torch.no_grad()
-def reference_features(work: Work, pictures: Pictures) -> ImageFeatures:
-    """Return the features of all references, (identities, REFERENCES, 65, 128) float16 each."""
-    image_encoder = load(CLIPVisionModel, work.bundle / "image_encoder")
-    dino = load(Dinov2Model, work.bundle / "dino")
-    shape = pictures.pixels[:, :REFERENCES].shape
-    pixels = pictures.pixels[:, :REFERENCES].reshape(-1, *shape[2:])
-    clip_tokens, dino_tokens = [], []
-    for start in range(0, len(pixels), 256):
-        with torch.autocast("cpu", torch.bfloat16):
-            batch = train_vae.to_tensor(pixels[start : start + 256])
-            features = extract_features(image_encoder, dino, batch)
-        clip_tokens.append(features.clip.half())
-        dino_tokens.append(features.dino.half())
-    clip, dinov2 = (
-        torch.cat(tokens).unflatten(0, shape[:2]) for tokens in (clip_tokens, dino_tokens)
-    )
-    return ImageFeatures(clip=clip, dino=dinov2)
 
 
 def load(kind: Any, folder: Path) -> Any:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from hbsdk.training.optimizer import MuonAndAdamW, rate_factor, scale_rates
+
 Loss = Callable[[np.random.Generator], tuple[Tensor, dict[str, float]]]
 
 
@@ -51,64 +53,6 @@ class Stage:
     evaluate: Callable[[], dict[str, float]] | None = None
 
 
-class _Optimizers:
-    """Muon for matrices, AdamW for all else (embeddings, biases, norms)."""
-
-    def __init__(self, modules: nn.Module, plan: Plan) -> None:
-        trained = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
-        use_muon = plan.muon_rate > 0
-        self.sources = [
-            p for name, p in trained if use_muon and p.ndim > 1 and "embed" not in name.lower()
-        ]
-        matrices = {id(p) for p in self.sources}
-        # torch's Muon takes matrices only: each view shares its storage with the convolution.
-        self.views = [nn.Parameter(p.data.view(len(p), -1)) for p in self.sources]
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if self.views:
-            self.optimizers.append(
-                torch.optim.Muon(
-                    self.views,
-                    lr=plan.muon_rate,
-                    weight_decay=plan.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
-        rest = [p for _, p in trained if id(p) not in matrices]
-        if rest:
-            self.optimizers.append(
-                torch.optim.AdamW(
-                    rest, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-                )
-            )
-        self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
-
-    def step(self, factor: float) -> None:
-        for source, view in zip(self.sources, self.views, strict=True):
-            assert source.grad is not None
-            view.grad = source.grad.reshape(len(source), -1)
-            source.grad = None
-        groups = [group for o in self.optimizers for group in o.param_groups]
-        for group, rate in zip(groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [optimizer.state_dict() for optimizer in self.optimizers]
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
-
-
-def rate_factor(step: int, plan: Plan) -> float:
-    """Return the learning rate's factor in 0..1 at a step."""
-    warm = min(1.0, (step + 1) / plan.warmup_steps)
-    decay_steps = max(1.0, plan.steps * plan.decay_fraction)
-    return min(warm, (plan.steps - step) / decay_steps, 1.0)
-
-
 def averaged(modules: nn.ModuleDict, plan: Plan) -> AveragedModel | None:
     """Return an exponential moving average of the modules, if the plan keeps one."""
     if not plan.ema_decay:
@@ -138,22 +82,27 @@ def run(stage: Stage, folder: Path, *, stop: Callable[[], bool] = lambda: False)
     At the end the trained (averaged, if the plan says so) weights are in `stage.modules`.
     """
     checkpoint = folder / f"{stage.name}.checkpoint.pt"
-    optimizers = _Optimizers(stage.modules, stage.plan)
+    optimizer = MuonAndAdamW(
+        stage.modules,
+        learning_rate=stage.plan.learning_rate,
+        muon_rate=stage.plan.muon_rate,
+        weight_decay=stage.plan.weight_decay,
+    )
     average = averaged(stage.modules, stage.plan)
     first = 0
     if checkpoint.exists():
-        first = _restore(torch.load(checkpoint, weights_only=True), stage, optimizers, average)
+        first = _restore(torch.load(checkpoint, weights_only=True), stage, optimizer, average)
     saved = time.monotonic()
     step = first
     for step in _steps(stage, first):
-        metrics = _one_step(stage, optimizers, step)
+        metrics = _one_step(stage, optimizer, step)
         if average is not None:
             average.update_parameters(stage.modules)
         done = step + 1 == stage.plan.steps
         if done or step % stage.plan.log_steps == 0:
             _log(folder, stage, step, metrics)
         if done or stop() or time.monotonic() - saved > stage.plan.checkpoint_seconds:
-            state = _state(stage, optimizers, average, step + 1)
+            state = _state(stage, optimizer, average, step + 1)
             save_atomically(partial(torch.save, state), checkpoint)
             saved = time.monotonic()
             if stop():
@@ -170,7 +119,7 @@ def _steps(stage: Stage, first: int) -> Iterator[int]:
     return iter(tqdm(steps, desc=stage.name, initial=first, total=stage.plan.steps, mininterval=5))
 
 
-def _one_step(stage: Stage, optimizers: _Optimizers, step: int) -> dict[str, float]:
+def _one_step(stage: Stage, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
     rng = np.random.default_rng([*stage.name.encode(), step])
     torch.manual_seed(int(rng.integers(2**31)))
     loss, metrics = stage.loss(rng)
@@ -178,26 +127,28 @@ def _one_step(stage: Stage, optimizers: _Optimizers, step: int) -> dict[str, flo
         raise FloatingPointError(f"{stage.name}: loss {loss.item()} at step {step}")
     loss.backward()
     nn.utils.clip_grad_norm_(stage.modules.parameters(), 1.0)
-    optimizers.step(rate_factor(step, stage.plan))
+    scale_rates(optimizer, rate_factor(step, stage.plan))
+    optimizer.step()
+    optimizer.zero_grad()
     return {"loss": loss.item(), **metrics}
 
 
 def _state(
-    stage: Stage, optimizers: _Optimizers, average: AveragedModel | None, step: int
+    stage: Stage, optimizer: MuonAndAdamW, average: AveragedModel | None, step: int
 ) -> dict[str, Any]:
     return {
         "step": step,
         "modules": stage.modules.state_dict(),
-        "optimizers": optimizers.state_dict(),
+        "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
     }
 
 
 def _restore(
-    state: dict[str, Any], stage: Stage, optimizers: _Optimizers, average: AveragedModel | None
+    state: dict[str, Any], stage: Stage, optimizer: MuonAndAdamW, average: AveragedModel | None
 ) -> int:
     stage.modules.load_state_dict(state["modules"])
-    optimizers.load_state_dict(state["optimizers"])
+    optimizer.load_state_dict(state["optimizer"])
     if average is not None and state["average"] is not None:
         average.load_state_dict(state["average"])
     return int(state["step"])

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from hbsdk.mini import cache, networks, train_vae, world
+from hbsdk.mini import cache, networks, train, train_regressor, train_vae, world
+from hbsdk.mini.record import record
 from hbsdk.mini.tokenizer import learn_tokenizer, save_tokenizer
-from hbsdk.mini.training_loop import Plan, Stage, rate_factor, run
+from hbsdk.mini.training_loop import Plan, Stage, run
+from hbsdk.training.optimizer import rate_factor
 
 PLAN = Plan(steps=12, warmup_steps=2, log_steps=1, ema_decay=0.9)
 
@@ -125,6 +130,43 @@ def test_the_cache_resumes_and_agrees_with_single_pictures(
     np.testing.assert_array_equal(pictures.masks[3, 5], mask)
     assert list(pictures.captions[3, 5]) == captions
     assert captions[-1].count("S*") == 1
+
+
+def test_the_regressors_stage_trains_the_bundles_and_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hbsdk.training.world_source.VALIDATION_IDENTITIES", 1)
+    options = replace(train_regressor.OPTIONS, batch_size=2, log_steps=1)
+    monkeypatch.setattr(train_regressor, "OPTIONS", options)
+    bundle, folder = tmp_path / "bundle", tmp_path / "work"
+    shutil.copytree(train.WEIGHTS, bundle)
+    (folder / "pictures").mkdir(parents=True)
+    cache._draw_chunk(list(world.TRAIN_SEEDS[:2]), folder / "pictures" / "pictures-0000000.npz")
+    weights = bundle / "regressor" / "diffusion_pytorch_model.safetensors"
+    before, log = load_file(weights), folder / "regressor" / "losses.jsonl"
+    work = train.Work(folder, bundle, identities=2, steps=1, go_on=True)
+    assert train.train_regressor_stage(work)
+    small = load_file(weights)
+    assert all(w.dtype == torch.float16 for w in small.values())
+    # One step of Muon at a rate that still warms up: near the bundle's own, and not it.
+    assert (
+        0 < distance(small, before) < 0.01 * distance(before, {k: 0 * w for k, w in before.items()})
+    )
+    first = log.read_text()
+    assert train.train_regressor_stage(replace(work, steps=2))  # goes on where it was
+    assert log.read_text().startswith(first)
+    recorded = record(folder)["regressor"]
+    assert (recorded["steps"], recorded["batch_size"]) == (2, 2)
+    assert recorded["schedule"]["optimizer"] == "muon"
+    assert recorded["figures"]["loss"] == round(
+        json.loads(log.read_text().splitlines()[1])["loss"], 4
+    )
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return (
+        sum((one[name].float() - other[name].float()).square().sum() for name in one).sqrt().item()
+    )
 
 
 class cache_in_this_process:  # noqa: N801

@@ -185,7 +185,7 @@ def test_the_report_measures_the_words(setting, refined):
 
 
 def test_the_paper_taken_literally_moves_far_less(setting):
-    default = PersonalizeOptions(refined="attention")
+    default = PersonalizeOptions(refined="attention", effective_step=5e-4)
     _, literal = setting.refine(default, mode="paper")
     _, moved = setting.refine(default, timesteps_per_step=4)
     assert literal.steps == moved.steps == 5

@@ -1,0 +1,340 @@
+"""Which of the regressor's layers matter when it is adapted to a subject (section 4.3).
+
+For each subject the whole regressor is fine-tuned on one picture, with refinement's objective, and
+two measures say how far each layer moved. Under Adam every weight moves by about the same amount a
+step, so how far a layer moves says much about its scale and little about its use. So each group is
+also trained alone, and what counts is how much the loss falls: on the same picture under noise
+that no step saw, and on another picture of the subject.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from tqdm import tqdm
+
+from hbsdk.backends.torch import TorchBackend
+from hbsdk.bundle import Bundle
+from hbsdk.errors import OptionError, TrainingError
+from hbsdk.image import Reference
+from hbsdk.objective import Denoiser
+from hbsdk.options import PersonalizeOptions
+
+# Just what refinement minimises, so that both mean the same by "the loss".
+from hbsdk.refine import EncodedReference
+from hbsdk.refine import _batch as noised_reference
+from hbsdk.refine import _loss as reference_loss
+from hbsdk.regressor import PromptRegressor
+from hbsdk.text import tokenize_prompt
+from hbsdk.training.cache_file import write_atomically
+from hbsdk.training.layer_report import means_of, plot
+from hbsdk.training.pairs import Pair, PairSource
+
+RESULTS, PLOT = "layer_importance.json", "layer_importance.png"
+GROUPS = (
+    "cross-attention Q/K/V", "self-attention Q/K/V", "attention outputs", "feed-forward",
+    "convolutions", "feature merge", "query head", "other",
+)  # fmt: skip
+# Source: HybridBooth, section 4.3; "mean cosine distance of parameters", on a scale of its own.
+PAPER = {"cross-attention": 56.3, "self-attention": 43.9, "other layers": 12.4}
+_QUERY_HEAD = (
+    "region_norms", "region_projections", "feature_projection", "pool", "to_words", "queries",
+    "base_words",
+)  # fmt: skip
+_CHECK_LEVELS = 16  # noise levels of the loss before and after, other than the steps' own
+_CHECK_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """How the importance of layers is measured.
+
+    Attributes:
+        subjects: how many, one fine-tuning of everything and one a group each.
+        steps: of each fine-tuning.
+        seed: which pairs of the data, and the noise.
+        personalize: refinement's settings; `effective_step` is the rate of AdamW.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+
+    subjects: int = 8
+    steps: int = 20
+    seed: int = 0
+    personalize: PersonalizeOptions = field(default_factory=PersonalizeOptions)
+
+    def __post_init__(self) -> None:
+        for name, most in (("subjects", 10_000), ("steps", 100_000)):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise OptionError(name, expected=f"a whole number from 1 to {most}", got=str(value))
+
+
+def layer_importance(
+    bundle: Bundle,
+    source: PairSource,
+    out: Path,
+    options: LayerOptions | None = None,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure, and write `layer_importance.json` and its plot into `out`.
+
+    Subjects that a run with the same settings has measured before are not measured again.
+
+    Args:
+        bundle: with a regressor; none of its networks is changed.
+        source: pairs, whose references are fine-tuned on and whose targets are looked at.
+        out: a folder, made if need be.
+        options: None is the defaults.
+        device: as torch names it; None is the GPU if there is one.
+        progress: show a progress bar.
+
+    Returns:
+        What the JSON says: `groups` (means and standard errors over the subjects), `whole` (the
+        loss of all layers together), `subjects` (a row each), `settings`.
+
+    Raises:
+        BundleError: the bundle cannot personalize.
+        TrainingError: a loss is not finite.
+    """
+    options = LayerOptions() if options is None else options
+    backend = TorchBackend(bundle, device=device)
+    settings = {
+        "bundle": bundle.info.name,
+        "bundle_hash": bundle.hash,
+        "data": source.name,
+        "data_fingerprint": source.fingerprint,
+        "steps": options.steps,
+        "seed": options.seed,
+        **{f"personalize.{key}": value for key, value in asdict(options.personalize).items()},
+    }
+    rows = _earlier_rows(out / RESULTS, settings)[: options.subjects]
+    groups = layer_groups(backend.network("regressor"))
+    total = options.subjects * (len(groups) + 1)
+    with tqdm(
+        total=total, initial=len(rows) * (len(groups) + 1), desc="layers", unit="fine-tuning",
+        disable=not progress,
+    ) as bar:  # fmt: skip
+        for number in range(len(rows), options.subjects):
+            (pair,) = source.pairs(options.seed, 0, [number])
+            rows.append(_measure(backend, pair, groups, options, bar.update))
+            _write(out / RESULTS, _summary(settings, groups, rows))
+    results = _summary(settings, groups, rows)
+    _write(out / RESULTS, results)
+    plot(results, out / PLOT)
+    return results
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers of one kind: layer -> the parameters it owns, by name."""
+
+    layers: Mapping[str, Mapping[str, Tensor]]
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """All parameters by name."""
+        return {name: w for owned in self.layers.values() for name, w in owned.items()}
+
+
+def layer_groups(regressor: nn.Module) -> dict[str, Group]:
+    """Return group -> its layers, those of `GROUPS` that the regressor has.
+
+    A layer is a module with parameters of its own, its weight and bias taken together; `queries`
+    and `base_words` are a layer each.
+    """
+    found: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in GROUPS}
+    for layer, module in regressor.named_modules():
+        for name, weight in module.named_parameters(layer, recurse=False):
+            owner = layer or name
+            owned = found[_group_of(owner, module)].setdefault(owner, {})
+            owned[name] = weight.detach()
+    return {name: Group(layers) for name, layers in found.items() if layers}
+
+
+def _group_of(layer: str, module: nn.Module) -> str:
+    parts = layer.split(".")
+    if parts[0] in _QUERY_HEAD:
+        return "query head"
+    if parts[0] == "feature_merge":
+        return "feature merge"
+    if parts[-1] in ("to_q", "to_k", "to_v"):
+        return f"{'cross' if 'attn2' in parts else 'self'}-attention Q/K/V"
+    if "to_out" in parts:
+        return "attention outputs"
+    if "ff" in parts:
+        return "feed-forward"
+    return "convolutions" if isinstance(module, nn.Conv2d) else "other"
+
+
+def fine_tune(
+    regressor: PromptRegressor,
+    denoiser: Denoiser,
+    reference: EncodedReference,
+    parameters: Mapping[str, Tensor],
+    options: LayerOptions,
+) -> dict[str, Tensor]:
+    """Fit some of the regressor's parameters to one picture, as refinement does.
+
+    Args:
+        regressor: in float32; not changed.
+        denoiser: frozen.
+        reference: the picture.
+        parameters: what is trained, by name; the rest stays.
+        options: steps, seed and rate.
+
+    Returns:
+        The parameters' new values, by name.
+    """
+    settings = options.personalize
+    generator = torch.Generator().manual_seed(options.seed)
+    moved = {name: torch.zeros_like(w, requires_grad=True) for name, w in parameters.items()}
+    optimizer = torch.optim.AdamW(
+        moved.values(), lr=settings.effective_step, eps=1e-12, weight_decay=settings.weight_decay
+    )
+    for _ in range(options.steps):
+        words = _words(regressor, reference, {n: parameters[n] + d for n, d in moved.items()})
+        batch = noised_reference(denoiser, reference, settings.timesteps_per_step, generator)
+        leaf = words.detach().requires_grad_()
+        loss = reference_loss(denoiser, leaf, batch, settings)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                "loss of a fine-tuning", expected="a finite number", got=str(loss),
+                remedy="Check the bundle: hbsdk doctor; or take a smaller effective_step",
+            )  # fmt: skip
+        if words.requires_grad:  # else they do not depend on these parameters, which stay
+            words.backward(leaf.grad, inputs=list(moved.values()))
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: (parameters[name] + delta).detach() for name, delta in moved.items()}
+
+
+def _words(
+    regressor: PromptRegressor, reference: EncodedReference, changed: Mapping[str, Tensor]
+) -> Tensor:
+    inputs = (reference.latents.to(regressor.dtype), reference.features)
+    words: Tensor = functional_call(regressor, dict(changed), inputs)
+    return words.float()
+
+
+def changes(group: Group, after: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return how far a group's layers moved, each measure the mean over its layers.
+
+    cosine_distance is 1 - cos(theta, theta'), the paper's; relative_change |theta' - theta| /
+    |theta|, Custom Diffusion's. Layers of zeros, which have no direction, are left out.
+    """
+    distances, relative = [], []
+    for owned in group.layers.values():
+        old = torch.cat([weight.double().flatten() for weight in owned.values()])
+        new = torch.cat([after[name].double().flatten() for name in owned])
+        if old.norm() == 0.0 or new.norm() == 0.0:
+            continue
+        # Half the squared distance of the unit vectors: 1 - cos would be rounded away.
+        apart = new / new.norm() - old / old.norm()
+        distances.append(0.5 * apart.square().sum().item())
+        relative.append(((new - old).norm() / old.norm()).item())
+    return {
+        "cosine_distance": float(np.mean(distances)) if distances else 0.0,
+        "relative_change": float(np.mean(relative)) if relative else 0.0,
+    }
+
+
+def _measure(
+    backend: TorchBackend,
+    pair: Pair,
+    groups: Mapping[str, Group],
+    options: LayerOptions,
+    advance: Callable[[], object],
+) -> dict[str, Any]:
+    """Return one subject's row."""
+    started = time.perf_counter()
+    regressor = backend.network("regressor")
+    denoiser = Denoiser(backend.network("unet"), backend.network("text_encoder"), backend.scheduler)
+    reference = _encode(backend, pair.reference, pair.reference_mask, options.personalize.prompt)
+    target = _encode(backend, pair.target, pair.target_mask, pair.prompt)
+
+    def losses(changed: Mapping[str, Tensor]) -> tuple[float, float]:
+        with torch.no_grad():
+            words = _words(regressor, reference, changed)
+            return tuple(_held_loss(denoiser, one, words, options) for one in (reference, target))  # type: ignore[return-value]
+
+    def decreases(changed: Mapping[str, Tensor]) -> dict[str, float]:
+        advance()
+        same, other = losses(changed)
+        return {"loss_decrease": before[0] - same, "other_picture_decrease": before[1] - other}
+
+    before = losses({})
+    everything = {name: w for group in groups.values() for name, w in group.parameters.items()}
+    after = fine_tune(regressor, denoiser, reference, everything, options)
+    row: dict[str, Any] = {
+        "whole": {"loss_before": before[0], "other_picture_before": before[1], **decreases(after)},
+        "groups": {name: changes(group, after) for name, group in groups.items()},
+    }
+    for name, group in groups.items():
+        alone = fine_tune(regressor, denoiser, reference, group.parameters, options)
+        row["groups"][name] |= decreases(alone)
+    return row | {"seconds": round(time.perf_counter() - started, 2)}
+
+
+def _encode(backend: TorchBackend, pixels: Any, mask: Any, prompt: str) -> EncodedReference:
+    shown = Reference(pixels.astype(np.float32) / 127.5 - 1.0, mask.astype(np.float32))
+    tokens = tokenize_prompt(
+        backend.bundle.load_tokenizer(), prompt, {"s*": backend.bundle.info.num_words}
+    )
+    return backend.encode_reference(shown, tokens)
+
+
+def _held_loss(
+    denoiser: Denoiser, reference: EncodedReference, words: Tensor, options: LayerOptions
+) -> float:
+    """Return the loss under noise that no step sees."""
+    generator = torch.Generator().manual_seed(_CHECK_SEED)
+    batch = noised_reference(denoiser, reference, _CHECK_LEVELS, generator)
+    return reference_loss(denoiser, words, batch, options.personalize)
+
+
+def _earlier_rows(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of an earlier run with the same settings."""
+    try:
+        earlier = json.loads(path.read_text("utf-8"))
+        return list(earlier["subjects"]) if earlier["settings"] == settings else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _summary(
+    settings: Mapping[str, Any], groups: Mapping[str, Group], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    described = {
+        name: {
+            "layers": len(group.layers),
+            "parameters": sum(weight.numel() for weight in group.parameters.values()),
+            **means_of(row["groups"][name] for row in rows),
+        }
+        for name, group in groups.items()
+    }
+    return {
+        "settings": dict(settings),
+        "date": time.strftime("%Y-%m-%d"),
+        "paper, cosine distance on its own scale": PAPER,
+        "groups": described,
+        "whole": means_of(row["whole"] for row in rows),
+        "subjects": list(rows),
+    }
+
+
+def _write(path: Path, results: Mapping[str, Any]) -> None:
+    write_atomically(path, f"{json.dumps(results, indent=2)}\n".encode())

@@ -1,0 +1,85 @@
+"""What this machine is to a training: its device, its free memory, its speed at products."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+_PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is timed
+_PRODUCT_SECONDS = 1.0
+
+
+def training_device() -> torch.device:
+    """Return where one process trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return what to call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"the CPU with {torch.get_num_threads()} threads"
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return floating-point operations a second of a large matrix product, measured now."""
+    side = _PRODUCT_SIDE.get(device.type, 2048)
+    left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    left @ right
+    count = 0
+    _wait_for(device)
+    started = time.perf_counter()
+    while time.perf_counter() - started < _PRODUCT_SECONDS:
+        left @ right
+        _wait_for(device)
+        count += 1
+    return 2.0 * side**3 * count / (time.perf_counter() - started)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the memory that is free for a training, or None where it cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return _kib_of("/proc/meminfo", "MemAvailable")
+
+
+def _kib_of(path: str, key: str) -> int | None:
+    """Return a line of a /proc file in bytes."""
+    try:
+        lines = Path(path).read_text("ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(f"{key}:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_memory_bytes` begin anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", "ascii")  # VmHWM begins anew
+    except OSError:
+        return  # the peak is then the process's since its start
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory: of torch on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = _kib_of("/proc/self/status", "VmHWM")
+    if peak is not None:
+        return peak
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
