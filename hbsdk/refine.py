@@ -138,23 +138,25 @@ def refine(
         residuals.values(), lr=_rate(options, probe), eps=1e-12, weight_decay=options.weight_decay
     )
     generator = torch.Generator().manual_seed(options.seed)
-    check = _batch(denoiser, reference, _CHECK_TIMESTEPS, torch.Generator().manual_seed(2**31 - 1))
+    alone = replace(reference, mirrored=None)  # the loss before and after is the photo's own
+    check_noise = torch.Generator().manual_seed(2**31 - 1)
+    check = noised_reference(denoiser, alone, _CHECK_TIMESTEPS, check_noise)
     with torch.no_grad():
-        loss_before = _loss(denoiser, probe, check, options)
+        loss_before = reference_loss(denoiser, probe, check, options)
     losses = []
-    seen = reference if options.mirror else replace(reference, mirrored=None)
+    seen = reference if options.mirror else alone
     for step in range(options.steps):
         words = words_with()
-        batch = _batch(denoiser, seen, options.timesteps_per_step, generator)
+        batch = noised_reference(denoiser, seen, options.timesteps_per_step, generator)
         leaf = words.detach().requires_grad_()
-        losses.append(_loss(denoiser, leaf, batch, options))
+        losses.append(reference_loss(denoiser, leaf, batch, options))
         words.backward(leaf.grad, inputs=list(residuals.values()))
         optimizer.step()
         optimizer.zero_grad()
         on_step(step + 1)
     with torch.no_grad():
         refined = words_with()
-        loss_after = _loss(denoiser, refined, check, options)
+        loss_after = reference_loss(denoiser, refined, check, options)
     report = RefinementReport(
         steps=options.steps,
         loss_before=loss_before,
@@ -199,7 +201,7 @@ def _rate(options: PersonalizeOptions, probe: Tensor) -> float:
     return options.effective_step / options.residual_scale
 
 
-def _batch(
+def noised_reference(
     denoiser: Denoiser, reference: EncodedReference, count: int, generator: torch.Generator
 ) -> NoisyBatch:
     """Noise the photo `count` times; drawn on the CPU, so that every device starts alike."""
@@ -221,7 +223,7 @@ def _batch(
     )
 
 
-def _loss(
+def reference_loss(
     denoiser: Denoiser, words: Tensor, batch: NoisyBatch, options: PersonalizeOptions
 ) -> float:
     """Return Eq. 7 of a batch, in micro-batches; the gradient adds up in `words.grad`."""

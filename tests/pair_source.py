@@ -63,4 +63,4 @@ class FixedSquaresSource(RecurringSquaresSource):
 
 
 def _numbers(seed: int, step: int, indices: Sequence[int]) -> list[int]:
-    return [int(np.random.default_rng([seed, step, i]).integers(12)) for i in indices]
+    return [int(np.random.default_rng([seed, step, i]).integers(4)) for i in indices]

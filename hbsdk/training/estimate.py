@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from hbsdk.bundle import Bundle
-from hbsdk.errors import OptionError
+from hbsdk.errors import OptionError, TrainingError
 from hbsdk.regressor import PromptRegressor
 from hbsdk.training.loop import train
 from hbsdk.training.machine import (
@@ -225,9 +224,16 @@ def _measured(
         checkpoint_steps=_NEVER,
     )  # fmt: skip
     reset_peak(device)
-    folder = TemporaryDirectory(prefix="hbsdk-estimate-")
-    with folder as out, contextlib.suppress(_EnoughMeasured):
-        train(bundle, source, Path(out), quiet, progress=False, observers=(watch,))
+    with TemporaryDirectory(prefix="hbsdk-estimate-") as folder:
+        try:
+            train(bundle, source, Path(folder), quiet, progress=False, observers=(watch,))
+        except TrainingError as error:
+            if folder not in error.what:
+                raise
+            # A signal: what it says can be resumed is gone with the folder.
+            raise TrainingError("the estimate was stopped", remedy="Run it again") from error
+        except _EnoughMeasured:
+            pass
     spans = np.diff(watch.ends)[warm_up - 1 :]
     return _estimate(
         bundle.info.name, options, device, rehearsal, seconds_per_step=float(np.median(spans)),

@@ -31,9 +31,7 @@ from hbsdk.objective import Denoiser
 from hbsdk.options import PersonalizeOptions
 
 # Just what refinement minimises, so that both mean the same by "the loss".
-from hbsdk.refine import EncodedReference
-from hbsdk.refine import _batch as noised_reference
-from hbsdk.refine import _loss as reference_loss
+from hbsdk.refine import EncodedReference, noised_reference, reference_loss
 from hbsdk.regressor import PromptRegressor
 from hbsdk.text import tokenize_prompt
 from hbsdk.training.cache_file import write_atomically

@@ -26,7 +26,7 @@ from hbsdk.training.pairs import Pair, PairSource, Pixels
 if TYPE_CHECKING:
     from hbsdk.backends.torch import TorchBackend
 
-PROMPTS = ("a picture of S*", "a picture of S* in the snow", "a watercolor of S* on the beach")
+PROMPTS = ("a picture of S*", "a picture of S* in the snow", "a watercolor of S*")
 SUBJECTS = 4
 _LOOK_AT = 64  # pairs, to find subjects that differ
 _STEPS = 20  # of the sampler

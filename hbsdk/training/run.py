@@ -110,7 +110,7 @@ class Run:
         )
         self.first = self.done = checkpoint.step if checkpoint is not None else 0
         self.seconds_before = checkpoint.seconds if checkpoint is not None else 0.0
-        self.saved = checkpoint.folder if checkpoint is not None else None
+        self.saved: Path | None = checkpoint.folder if checkpoint is not None else None
         self.started = time.perf_counter()
         self.stopped_by: str | None = None
         self.figures: Figures = {}
@@ -225,7 +225,7 @@ class Run:
         last = step == self.options.steps
         if step % self.options.checkpoint_steps == 0 or last or self.stopped_by:
             skipped = gather_object(self.source.skipped())
-            self.on_main(lambda: self._write_checkpoint(step, skipped))
+            self.saved = self.on_main(lambda: self._write_checkpoint(step, skipped))
         if self.stopped_by and not last:
             raise TrainingError(
                 f"training was stopped by {self.stopped_by} after {step} of {self.options.steps} "
@@ -233,9 +233,9 @@ class Run:
                 remedy="Go on with it by --resume",
             )
 
-    def _write_checkpoint(self, step: int, skipped: list[tuple[str, str]]) -> None:
+    def _write_checkpoint(self, step: int, skipped: list[tuple[str, str]]) -> Path:
         write_skipped(self.out, skipped)
-        self.saved = write_checkpoint(
+        return write_checkpoint(
             self.out,
             self.learner.state(),
             step=step,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hbsdk.bundle import Bundle
-from hbsdk.errors import OptionError
+from hbsdk.errors import OptionError, TrainingError
 from hbsdk.training import estimate as module
 from hbsdk.training.estimate import Estimate, RandomPictures, estimate, estimate_sd15
 from hbsdk.training.machine import available_bytes, product_rate
@@ -65,6 +67,21 @@ def test_the_time_is_proportional_to_the_steps(measured: tuple[Estimate, Counted
     assert slower.images_per_second == pytest.approx(found.images_per_second / 2)
     assert "measured over 2 steps" in found.in_words(1000)
     assert "CALCULATED" not in found.in_words(1000)
+
+
+class Stopped(Counted):
+    """Asks the run to stop, as Ctrl-C does, when its second step is read."""
+
+    def pairs(self, seed: int, step: int, indices: Sequence[int]) -> list[Pair]:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().pairs(seed, step, indices)
+
+
+def test_a_stopped_estimate_promises_no_checkpoint(tiny_bundle: Path) -> None:
+    with pytest.raises(TrainingError) as caught:
+        estimate(Bundle.open(tiny_bundle), Stopped(), OPTIONS)
+    assert str(caught.value) == "the estimate was stopped. Run it again."
 
 
 def test_sizes_are_those_of_the_networks(tiny_bundle: Path) -> None:

@@ -238,7 +238,7 @@ def test_the_mirrored_photos_mask_is_mirrored(setting):
     )
     turned = replace(symmetric, mask=symmetric.mask.flip(-1))
     batch, other = (
-        hbsdk.refine._batch(setting.denoiser, one, 4, torch.Generator().manual_seed(0))
+        hbsdk.refine.noised_reference(setting.denoiser, one, 4, torch.Generator().manual_seed(0))
         for one in (symmetric, turned)
     )
     assert torch.equal(batch.mask[0::2], symmetric.mask.expand(2, -1, -1, -1))

@@ -97,6 +97,7 @@ class Baseline(ABC):
     """
 
     kind: ClassVar[str]
+    only_base_model: ClassVar[bool] = True  # another regressor changes nothing of it
     largest_gradient: ClassVar[float] = 1.0  # norm; Source: all scripts but textual_inversion.py
 
     learning_rate: float
