@@ -52,8 +52,7 @@ _SINGLE_FILE_NETWORKS = ("text_encoder", "unet", "vae")
 _TO_PERSONALIZE = {
     "image_encoder": 'Bundle.compose(base=..., image_encoder="openai/clip-vit-large-patch14")',
     "dino": 'Bundle.compose(base=..., dino="facebook/dinov2-large")',
-    "regressor": "`hbsdk train` makes one, then "
-    "Bundle.compose(base=..., regressor=FOLDER)",
+    "regressor": "`hbsdk train` makes one, then Bundle.compose(base=..., regressor=FOLDER)",
 }
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,8 @@ def draw_cache(folder: Path, identities: int, *, workers: int = 2) -> None:
         for start in range(0, identities, _CHUNK)
         if not (target := folder / f"pictures-{start:07d}.npz").exists()
     }
-    with ProcessPoolExecutor(workers) as pool:
+    # Forked, a child can wait for ever for a lock that a thread of OpenCV or torch held.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(_draw_chunk, list(world.TRAIN_SEEDS[start : start + _CHUNK]), target)
             for start, target in missing.items()

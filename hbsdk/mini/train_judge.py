@@ -14,6 +14,7 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def draw_all(folder: Path, seeds: range, *, workers: int = 2) -> Labelled:
     folder.mkdir(parents=True, exist_ok=True)
     parts = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
     files = [folder / f"judge-{part.start}-{len(part)}.npz" for part in parts]
-    with ProcessPoolExecutor(workers) as pool:
+    # Forked, a child can wait for ever for a lock that a thread of OpenCV or torch held.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(_draw_chunk, part, file)
             for part, file in zip(parts, files, strict=True)

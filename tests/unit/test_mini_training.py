@@ -172,7 +172,7 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 class cache_in_this_process:  # noqa: N801
     """Stands in for a pool of processes, which would not see the smaller chunks."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, mp_context: object) -> None:
         assert workers > 0
 
     def __enter__(self) -> cache_in_this_process:
