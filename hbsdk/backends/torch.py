@@ -139,9 +139,13 @@ class TorchBackend:
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> (N, C, h, w) float32 latents: the mode, scaled."""
+        """(N, 3, H, W) in [-1, 1] -> (N, C, h, w) float32 latents: the mode, scaled.
+
+        One at a time, so that a picture's latents do not depend on its company's number.
+        """
         vae = self.network("vae")
-        latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
+        modes = [vae.encode(one[None].to(vae.dtype)).latent_dist.mode() for one in pixels]
+        latents = torch.cat(modes).float()
         self._release("vae")
         scaled: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
         return scaled
