@@ -15,6 +15,8 @@ CHILDREN = {
     "OptionError": ValueError,
     "MissingDependencyError": ImportError,
     "EngineError": RuntimeError,
+    "TrainingError": RuntimeError,
+    "EvaluationError": RuntimeError,
     "BundleError": HbsdkError,
 }
 
