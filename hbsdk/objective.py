@@ -80,8 +80,22 @@ def objective(
 
     Source: HybridBooth, Eq. 1, 6 and 7.
     """
-    unet = denoiser.unet
     states = encode_with_words(denoiser.text_encoder, batch.ids, batch.positions, words)
+    return objective_of_states(denoiser, states, batch, weights)
+
+
+def objective_of_states(
+    denoiser: Denoiser, states: Tensor, batch: NoisyBatch, weights: ObjectiveWeights
+) -> ObjectiveParts:
+    """Return Eq. 7 for a batch whose texts are encoded, differentiable in their states.
+
+    Args:
+        denoiser: frozen networks.
+        states: (N, tokens, d), of the texts with the words in them.
+        batch: pictures, noise, and where the subject stands in each text.
+        weights: as of `objective`.
+    """
+    unet = denoiser.unet
     noisy, target = noised(denoiser.scheduler, batch)
     inputs: dict[str, Any] = {
         "sample": noisy.to(unet.dtype),

@@ -15,11 +15,12 @@ from hbsdk.objective import (
     Denoiser,
     NoisyBatch,
     ObjectiveWeights,
-    objective,
+    objective_of_states,
     stratified_timesteps,
 )
 from hbsdk.options import PersonalizeOptions, Refined
 from hbsdk.regressor import PromptRegressor
+from hbsdk.text_encoder import encode_with_words
 
 REFINED_LAYERS: dict[str, tuple[str, ...]] = {
     "attention": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),  # the paper's
@@ -87,16 +88,18 @@ def predict_words(
     reference: EncodedReference,
     residuals: Mapping[str, Tensor] | None = None,
     residual_scale: float = 1.0,
+    regions: Tensor | None = None,
 ) -> Tensor:
     """Return the words, (1, n, d) float32, with W + lambda dW in place of W (Eq. 5).
 
-    The regressor itself is not changed: threads may share it.
+    The regressor itself is not changed: threads may share it. `regions`, of the reference, are
+    computed if they are not given; where only the head's W moves they stay the same.
     """
     weights = dict(regressor.named_parameters()) if residuals else {}
     changed = {
         name: weights[name].detach() + residual_scale * dw for name, dw in (residuals or {}).items()
     }
-    inputs = (reference.latents.to(regressor.dtype), reference.features)
+    inputs = (reference.latents.to(regressor.dtype), reference.features, regions)
     words: Tensor = functional_call(regressor, changed, inputs)
     return words.float()
 
@@ -181,7 +184,16 @@ def _refinable(
         return {"words": offset}, lambda: probe + offset
     weights = refined_weights(regressor, options.refined)
     residuals = {name: torch.zeros_like(w, requires_grad=True) for name, w in weights.items()}
-    return residuals, lambda: predict_words(regressor, reference, residuals, options.residual_scale)
+    regions = None
+    if options.refined == "head":  # what it pools does not move
+        with torch.no_grad():
+            latents = reference.latents.to(regressor.dtype)
+            regions = regressor.regions(latents, reference.features)
+
+    def words() -> Tensor:
+        return predict_words(regressor, reference, residuals, options.residual_scale, regions)
+
+    return residuals, words
 
 
 def _settings(options: PersonalizeOptions) -> PersonalizeOptions:
@@ -226,21 +238,35 @@ def noised_reference(
 def reference_loss(
     denoiser: Denoiser, words: Tensor, batch: NoisyBatch, options: PersonalizeOptions
 ) -> float:
-    """Return Eq. 7 of a batch, in micro-batches; the gradient adds up in `words.grad`."""
+    """Return Eq. 7 of one text's batch; the gradient adds up in `words.grad`.
+
+    The text is encoded once for all noise levels, which are denoised in micro-batches.
+
+    Args:
+        denoiser: frozen.
+        words: (1, n, d); if they require a gradient, it is computed.
+        batch: whose rows have the same text.
+        options: weights, and `micro_batch_size`.
+    """
     weights = ObjectiveWeights(
         mask_loss=options.mask_loss_weight,
         kind=options.mask_loss,
         background=options.background_weight,
     )
+    encoder = denoiser.text_encoder
+    states = encode_with_words(encoder, batch.ids[:1], batch.positions[:1], words)
+    leaf = states.detach().requires_grad_(words.requires_grad)
     count, size, total = len(batch.timesteps), options.micro_batch_size, 0.0
     for start in range(0, count, size):
         part = batch.part(start, start + size)
         share = len(part.timesteps) / count
-        repeated = words.expand(len(part.timesteps), -1, -1)
-        loss = objective(denoiser, repeated, part, weights).total * share
+        repeated = leaf.expand(len(part.timesteps), -1, -1)
+        loss = objective_of_states(denoiser, repeated, part, weights).total * share
         if words.requires_grad:
-            loss.backward(inputs=[words])  # into nothing else, be it frozen or not
+            loss.backward(inputs=[leaf])  # into nothing else, be it frozen or not
         total += loss.item()
+    if words.requires_grad:
+        states.backward(leaf.grad, inputs=[words])
     return total
 
 

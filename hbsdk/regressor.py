@@ -100,16 +100,28 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
             last.bias.zero_()
         return regressor
 
-    def forward(self, latents: Tensor, features: ImageFeatures) -> Tensor:
+    def forward(
+        self, latents: Tensor, features: ImageFeatures, regions: Tensor | None = None
+    ) -> Tensor:
         """Predict the subject's words.
 
         Args:
             latents: (N, C, h, w) clean and scaled, of the reference picture.
             features: of the same crop.
+            regions: what `regions` returned for these two, if it is known.
 
         Returns:
             (N, words, word_dim), e of Eq. 4, to stand in the text encoder's embedding table.
         """
+        everywhere = self.regions(latents, features) if regions is None else regions
+        queries = self.queries.to(everywhere.dtype).expand(everywhere.shape[0], -1, -1)
+        pooled, _ = self.pool(queries, everywhere, everywhere, need_weights=False)
+        offset = self.to_words(pooled + queries) * self.word_scale
+        words: Tensor = self.base_words + offset
+        return words
+
+    def regions(self, latents: Tensor, features: ImageFeatures) -> Tensor:
+        """Return all that the queries pool: (N, tokens and cells of every scale, pool_dim)."""
         merged = self.feature_merge(features.clip, features.dino)  # f of Eq. 3: (N, T, context)
         count = latents.shape[0]  # not len(): export keeps it a symbol
         time = torch.zeros(count, dtype=torch.long, device=latents.device)
@@ -118,12 +130,7 @@ class PromptRegressor(ModelMixin, ConfigMixin):  # type: ignore[misc]
         for scale, hidden in enumerate(self._scales(latents, embedded_time, merged)):
             cells = hidden.flatten(2).transpose(1, 2)  # (N, h*w, channels)
             regions.append(self.region_projections[scale](self.region_norms[scale](cells)))
-        everywhere = torch.cat(regions, dim=1)
-        queries = self.queries.to(everywhere.dtype).expand(count, -1, -1)
-        pooled, _ = self.pool(queries, everywhere, everywhere, need_weights=False)
-        offset = self.to_words(pooled + queries) * self.word_scale
-        words: Tensor = self.base_words + offset
-        return words
+        return torch.cat(regions, dim=1)
 
     def _scales(self, latents: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
         """Run the blocks; return each level's last full-resolution output and the middle's."""

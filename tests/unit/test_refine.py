@@ -13,9 +13,16 @@ from diffusers.models.attention_processor import Attention
 import hbsdk.refine
 from hbsdk.features import ImageFeatures
 from hbsdk.mini.tokenizer import learn_tokenizer
-from hbsdk.objective import Denoiser
+from hbsdk.objective import Denoiser, ObjectiveWeights, objective
 from hbsdk.options import PersonalizeOptions
-from hbsdk.refine import EncodedReference, predict_words, refine, refined_weights
+from hbsdk.refine import (
+    EncodedReference,
+    noised_reference,
+    predict_words,
+    reference_loss,
+    refine,
+    refined_weights,
+)
 from hbsdk.regressor import PromptRegressor
 from hbsdk.text import tokenize_prompt
 from tests.tiny_bundle import (
@@ -254,6 +261,43 @@ def test_micro_batches_change_the_memory_and_not_the_words(setting):
         assert (words - found[0][0]).abs().max() < 1e-6
         assert report.losses == pytest.approx(found[0][1].losses, rel=1e-5)
     assert (found[0][0] - probe).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("what", "regressor_runs"), [("head", 2), ("attention", 4), ("words", 1)])
+def test_what_does_not_move_is_computed_once(setting, what, regressor_runs):
+    """Two steps: the text once a step and check, the regions once beside the probe's own."""
+    runs: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: runs.append(name))
+        for name, module in (
+            ("text", setting.denoiser.text_encoder), ("regions", setting.regressor.conv_in),
+            ("unet", setting.denoiser.unet),
+        )
+    ]  # fmt: skip
+    setting.refine(refined=what, steps=2, micro_batch_size=2)
+    for handle in handles:
+        handle.remove()
+    assert runs.count("text") == 2 + 2  # a step, and before and after
+    assert runs.count("regions") == regressor_runs
+    assert runs.count("unet") == 2 * 4 // 2 + 2 * 16 // 2
+
+
+def test_encoding_the_text_once_keeps_the_loss_and_its_gradient(setting):
+    """Against the objective of a batch whose every row holds, and encodes, the words."""
+    generator = torch.Generator().manual_seed(3)
+    batch = noised_reference(setting.denoiser, setting.reference, 4, generator)
+    words = predict_words(setting.regressor, setting.reference).detach().requires_grad_()
+    loss = reference_loss(setting.denoiser, words, batch, replace(OPTIONS, micro_batch_size=3))
+    weights = ObjectiveWeights(
+        OPTIONS.mask_loss_weight, OPTIONS.mask_loss, OPTIONS.background_weight
+    )
+    plain = words.detach().requires_grad_()
+    expected = objective(setting.denoiser, plain.expand(4, -1, -1), batch, weights).total
+    expected.backward(inputs=[plain])
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    scale = plain.grad.abs().max().item()
+    torch.testing.assert_close(words.grad, plain.grad, rtol=0, atol=1e-5 * scale)
+    assert (words.grad - 1.001 * plain.grad).abs().max() > 1e-5 * scale
 
 
 def test_a_seed_fixes_the_words(setting, refined):
