@@ -24,6 +24,7 @@ if __name__ == "__main__":  # run from a checkout, where `export` is not install
 
 from tqdm import tqdm
 
+from export.bridge_files import BRIDGE, PROMPT_TOKENIZER, write_bridge_files
 from export.build_folder import build_folder
 from export.layout import networks_of, write_layout
 from export.recipe import Recipe, default_recipe, read_recipe, recipe_names
@@ -110,6 +111,7 @@ def build(bundle: Bundle, recipe: Recipe, root: Path, *, quiet: bool = False) ->
     rows = []
     with build_folder(target, needed_bytes=_estimate_bytes(bundle)) as folder:
         write_layout(bundle, folder, specs)
+        write_bridge_files(bundle, folder)
         (folder / RECIPE).write_bytes(recipe.to_toml().encode())
         with _Progress(networks_of(specs), quiet=quiet) as progress:
             for network in networks_of(specs):
@@ -177,7 +179,8 @@ def _up_to_date(
             target, bundle, runtimes=runtimes, recipe_hash=recipe.hash,
             compute_capability=capability,
         )  # fmt: skip
-        found.verify()
+        for part in (None, BRIDGE, PROMPT_TOKENIZER):  # older folders lack the last two
+            found.verify(part)
     except EngineError:
         return None
     return found

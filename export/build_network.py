@@ -16,7 +16,7 @@ from export.to_tensorrt import TensorRTSettings, build_engine
 from hbsdk.backends.onnxruntime import open_session
 from hbsdk.bundle import Bundle
 from hbsdk.bundle_check import config_of, part_of
-from hbsdk.engine_spec import RUNTIME_ENGINES, EngineSpec, Precision
+from hbsdk.engine_spec import RUNTIME_ENGINES, SHALLOW_STEP, EngineSpec, Precision
 from hbsdk.manifest import ENGINE_SUFFIX
 from hbsdk.runtimes import compute_capability
 
@@ -104,7 +104,7 @@ def build_network(
         check_onnx(folder / spec.file, spec, opset=recipe.opset)
         legs.run(name, "onnxruntime", _onnxruntime(folder / spec.file, spec), precision)
     if recipe.tensorrt is not None:
-        for name in own.keys() & set(RUNTIME_ENGINES):
+        for name in own.keys() & {*RUNTIME_ENGINES, SHALLOW_STEP}:
             say(f"{name}: build of {recipe.runtime}")
             run = _tensorrt(folder, own[name], recipe, progress=progress)
             if run is not None:
@@ -126,7 +126,9 @@ def _export(
     parts = wrappers.load_networks(network, bundle)
     for name, cases in legs.feeds.items():
         legs.references[name] = [parity.untouched(name, parts, case) for case in cases]
-    engines = wrappers.wrap(network, parts, bundle.info.image_size_px)
+    engines = wrappers.wrap(
+        network, parts, bundle.info.image_size_px, deep_features=SHALLOW_STEP in legs.specs
+    )
     for name, engine in engines.items():
         legs.run(name, "wrapper", parity.wrapper_runner(engine, legs.specs[name]), "float32")
     if precision == "float16":

@@ -7,7 +7,8 @@ float32. A failure ends the build.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from export.recipe import THRESHOLDS
 from hbsdk.backends.engine_math import guidance_matrix
-from hbsdk.engine_spec import EngineSpec, Precision, TensorSpec
+from hbsdk.engine_spec import SHALLOW_STEP, EngineSpec, Precision, TensorSpec
 from hbsdk.errors import EngineError
 from hbsdk.features import ImageFeatures, extract_features
 from hbsdk.schedule import Schedule, make_schedule
@@ -175,8 +176,13 @@ def _unet(parts: Mapping[str, Any], given: _Tensors) -> _Tensors:
 
 
 def _denoise_step(parts: Mapping[str, Any], given: _Tensors) -> _Tensors:
-    """Guidance as diffusers' pipelines do it, and the sampler's rule, in float64."""
-    predicted = _unet(parts, given)["out_sample"].double()
+    """Guidance as diffusers' pipelines do it, and the sampler's rule, in float64.
+
+    The whole UNet runs also where deep features are given: they take the place of its own.
+    """
+    deep = given.get("deep_features")
+    with _last_layer(parts["unet"], deep) as kept:
+        predicted = _unet(parts, given)["out_sample"].double()
     sample, before = given["sample"].double(), given["previous_x0"].double()
     if len(sample) % 2 == 0:
         without, with_prompt = predicted.chunk(2)
@@ -184,7 +190,26 @@ def _denoise_step(parts: Mapping[str, Any], given: _Tensors) -> _Tensors:
         predicted = torch.cat([guided, guided])
     p, q, a, b, c = given["coefficients"].double()
     x0 = p * sample + q * predicted
-    return {"next_sample": a * sample + b * x0 + c * before, "x0": x0}
+    return {"next_sample": a * sample + b * x0 + c * before, "x0": x0, "deep_features": kept[0]}
+
+
+@contextmanager
+def _last_layer(unet: Any, deep: torch.Tensor | None) -> Iterator[list[torch.Tensor]]:
+    """Keep the deep features that a UNet's last layer is given; put others there, if any."""
+    kept: list[torch.Tensor] = []
+
+    def swap(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden, *others = inputs
+        skipped = unet.conv_in.out_channels
+        own, skip = hidden.split([hidden.shape[1] - skipped, skipped], dim=1)
+        kept.append(own)
+        return torch.cat([own if deep is None else deep, skip], dim=1), *others
+
+    handle = unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(swap)
+    try:
+        yield kept
+    finally:
+        handle.remove()
 
 
 def _vae_encoder(parts: Mapping[str, Any], given: _Tensors) -> _Tensors:
@@ -203,6 +228,7 @@ _UNTOUCHED: dict[str, Callable[[Mapping[str, Any], _Tensors], _Tensors]] = {
     "text_encoder_embeds": _text_encoder_embeds,
     "unet": _unet,
     "denoise_step": _denoise_step,
+    SHALLOW_STEP: _denoise_step,
     "vae_encoder": _vae_encoder,
     "vae_decoder": _vae_decoder,
 }

@@ -112,6 +112,7 @@ class Recipe:
         onnxruntime: of a recipe for onnxruntime, else None.
         tensorrt: of a recipe for tensorrt or tensorrt_rtx, else None.
         parity: the image that is compared.
+        deep_features: whether the UNet's steps keep and reuse them, for `feature_interval`.
         source: where it was read, for messages.
     """
 
@@ -126,6 +127,7 @@ class Recipe:
     onnxruntime: OnnxRuntimeOptions | None
     tensorrt: TensorRTOptions | None
     parity: ParityOptions
+    deep_features: bool
     source: Path = field(compare=False)
 
     @property
@@ -161,10 +163,13 @@ class Recipe:
             pictures=self.pictures,
             height=self.height_px,
             width=self.width_px,
+            deep_features=self.deep_features,
         )
 
     def to_toml(self) -> str:
         """Return its canonical text: every default written out, no comments, no description.
+
+        But for `deep_features`, which came later: recipes from before keep their hashes.
 
         An engine folder's recipe.toml is this text in UTF-8, so that its sha256 is `hash` and can
         be checked where no TOML can be read.
@@ -187,6 +192,8 @@ class Recipe:
                     name: value for name, value in vars(options).items() if value is not None
                 }
         lines = [f"{key} = {_toml(getattr(self, key))}" for key in ("name", "runtime", "opset")]
+        if self.deep_features:
+            lines.append("deep_features = true")
         for key in sorted(tables):
             lines += ["", f"[{key}]"]
             lines += [f"{name} = {_toml(value)}" for name, value in sorted(tables[key].items())]
@@ -287,6 +294,7 @@ def _parse(data: dict[str, Any], path: Path) -> Recipe:
         onnxruntime=_onnxruntime(top.table(section)) if section == "onnxruntime" else None,
         tensorrt=_tensorrt(top.table(section), runtime) if section == "tensorrt" else None,
         parity=_parity(top.table("parity", optional=True), height, width),
+        deep_features=top.flag("deep_features", False),
         source=path,
     )
     shapes.done()

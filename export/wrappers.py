@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPVisionModel, Dinov2Model
 
 from hbsdk.bundle import Bundle
+from hbsdk.deep_features import shallow_pass, whole_pass
+from hbsdk.engine_spec import SHALLOW_STEP
 from hbsdk.features import CLIP_MEAN, CLIP_STD, DINO_MEAN, DINO_STD, ImageFeatures, encoder_pixels
 from hbsdk.regressor import PromptRegressor
 
@@ -155,6 +157,31 @@ class DenoiseStepEngine(nn.Module):
     both halves equal; without guidance it is I over N rows.
     """
 
+    def __init__(self, unet: UNet2DConditionModel, *, deep_features: bool = False) -> None:
+        super().__init__()
+        self.unet, self.deep_features = unet, deep_features
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        previous_x0: Tensor,
+        guidance: Tensor,
+        coefficients: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """x0 = p x + q eps; x' = a x + b x0 + c x0_before; returns x', x0 (and deep features)."""
+        own, states = sample.to(self.unet.dtype), encoder_hidden_states
+        if not self.deep_features:
+            predicted = self.unet(own, timestep, states, return_dict=False)[0]
+            return _sampled(sample, predicted, previous_x0, guidance, coefficients)
+        predicted, deep = whole_pass(self.unet, own, timestep, states)
+        return *_sampled(sample, predicted, previous_x0, guidance, coefficients), deep
+
+
+class ShallowDenoiseStepEngine(nn.Module):
+    """The same step with the UNet's fine part alone, over `deep_features` of an earlier one."""
+
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
@@ -167,15 +194,21 @@ class DenoiseStepEngine(nn.Module):
         previous_x0: Tensor,
         guidance: Tensor,
         coefficients: Tensor,
+        deep_features: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """x0 = p x + q eps; x' = a x + b x0 + c x0_before; returns x' and x0."""
-        predicted = self.unet(
-            sample.to(self.unet.dtype), timestep, encoder_hidden_states, return_dict=False
-        )[0].float()
-        guided = (guidance @ predicted.flatten(1)).view_as(sample)
-        p, q, a, b, c = coefficients.unbind()
-        x0 = p * sample + q * guided
-        return a * sample + b * x0 + c * previous_x0, x0
+        """See the class; returns x' and x0."""
+        own = sample.to(self.unet.dtype)
+        predicted = shallow_pass(self.unet, own, timestep, encoder_hidden_states, deep_features)
+        return _sampled(sample, predicted, previous_x0, guidance, coefficients)
+
+
+def _sampled(
+    sample: Tensor, predicted: Tensor, previous_x0: Tensor, guidance: Tensor, coefficients: Tensor
+) -> tuple[Tensor, Tensor]:
+    guided = (guidance @ predicted.float().flatten(1)).view_as(sample)
+    p, q, a, b, c = coefficients.unbind()
+    x0 = p * sample + q * guided
+    return a * sample + b * x0 + c * previous_x0, x0
 
 
 class VaeEncoderEngine(nn.Module):
@@ -220,7 +253,9 @@ def load_networks(network: str, bundle: Bundle) -> dict[str, Any]:
     return {name: load() for name, load in loaders[network].items()}
 
 
-def wrap(network: str, parts: dict[str, Any], image_size_px: int) -> dict[str, nn.Module]:
+def wrap(
+    network: str, parts: dict[str, Any], image_size_px: int, *, deep_features: bool = False
+) -> dict[str, nn.Module]:
     """Return the wrappers of one network by engine name; they hold the networks themselves."""
     for part in parts.values():
         if hasattr(part, "set_attn_implementation"):
@@ -236,7 +271,10 @@ def wrap(network: str, parts: dict[str, Any], image_size_px: int) -> dict[str, n
             "text_encoder_embeds": TextEncoderEmbedsEngine(text),
         }
     if network == "unet":
-        return {network: UNetEngine(parts[network]), "denoise_step": DenoiseStepEngine(**parts)}
+        unet = parts[network]
+        step = DenoiseStepEngine(unet, deep_features=deep_features)
+        shallow = {SHALLOW_STEP: ShallowDenoiseStepEngine(unet)} if deep_features else {}
+        return {network: UNetEngine(unet), "denoise_step": step, **shallow}
     kinds: dict[str, Callable[..., nn.Module]] = {
         "regressor": RegressorEngine,
         "vae_encoder": VaeEncoderEngine,

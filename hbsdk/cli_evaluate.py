@@ -62,11 +62,19 @@ def evaluate(
     part: Annotated[
         str, typer.Option(help="i/n: every n-th subject from the i-th, 0/1 is all of them.")
     ] = "0/1",
+    drawing: Annotated[
+        str,
+        typer.Option(
+            help='How pictures are drawn, where not as ever: "speed=fast", or such as '
+            '"num_inference_steps=12,guidance_stop=0.5,feature_interval=2".'
+        ),
+    ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Compare methods: subjects x prompts x seeds; resumes where it was stopped."""
     with errors_in_one_line():
         with needed_by("evaluate", "torch, matplotlib, scipy and peft", "research"):
+            from hbsdk.evaluation.drawing import parse_drawing
             from hbsdk.evaluation.method_names import parse_methods
             from hbsdk.evaluation.metrics import load_metrics
             from hbsdk.evaluation.report import write_report
@@ -74,13 +82,14 @@ def evaluate(
             from hbsdk.session import Session
 
         chosen = parse_methods(method or [], regressor or [])
-        share = _part(part)
+        share, how = _part(part), parse_drawing(drawing)
         session = Session(bundle, engine="torch", device=device, progress=False)
         metrics = load_metrics(session, clip, dino)
         found = _set(evaluation_set, subjects, photo)
         run(
             session, found, chosen, seeds, output, metrics, _judge(found),
             progress=not quiet, part=share, command=" ".join(["hbsdk", *sys.argv[1:]]),
+            drawing=how,
         )  # fmt: skip
         print(write_report(output))
     if failures := _failures(output):

@@ -13,6 +13,7 @@ from torch import Tensor
 from hbsdk.backends.base import Floats
 from hbsdk.backends.torch import TorchBackend
 from hbsdk.errors import OptionError
+from hbsdk.speed import Pace, plan_steps
 
 
 def make_scheduler(
@@ -80,6 +81,7 @@ def denoise_with_scheduler(
     guidance_scale: float,
     own_noise: Any,
     on_step: Callable[[int, Any], Any] = lambda _, latents: latents,
+    pace: Pace = Pace(),  # noqa: B008 - frozen
 ) -> Tensor:
     """Run diffusers' loop: from unit noise to clean latents.
 
@@ -92,6 +94,7 @@ def denoise_with_scheduler(
         own_noise: of stochastic samplers: a torch generator, one a picture, or a seed, where
             picture i's noise is from seed + i.
         on_step: as of `generate.denoise`.
+        pace: as of `generate.denoise`.
     """
     latents = backend.to_device(noise) * float(scheduler.init_noise_sigma)
     extra: dict[str, Any] = {}
@@ -101,9 +104,15 @@ def denoise_with_scheduler(
             if isinstance(own_noise, int)
             else own_noise
         )
-    for step, time in enumerate(scheduler.timesteps):
+    guided, deep = guidance_scale > 1.0, None
+    plan = plan_steps(len(scheduler.timesteps), pace, guided=guided)
+    for step, (time, planned) in enumerate(zip(scheduler.timesteps, plan, strict=True)):
+        if guided and not planned.guided:
+            states, guided = backend.prompts_only(states), False
         sample = scheduler.scale_model_input(latents, time)
-        predicted = backend.predict(sample, states, guidance_scale, float(time))
+        predicted, deep = backend.predict(
+            sample, states, guidance_scale, float(time), planned.features, deep
+        )
         latents = scheduler.step(predicted, time, latents, **extra, return_dict=False)[0]
         latents = on_step(step, latents)
     return latents

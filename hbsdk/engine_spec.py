@@ -26,6 +26,7 @@ RUNTIME_ENGINES = (
     "image_features", "regressor", "token_embedding", "text_encoder_embeds", "denoise_step",
     "vae_encoder", "vae_decoder",
 )  # fmt: skip
+SHALLOW_STEP = "denoise_step_shallow"  # beside them, where a recipe asks for deep features
 TO_PERSONALIZE = ("image_features", "regressor", "vae_encoder")
 
 
@@ -161,6 +162,7 @@ def engine_specs(
     pictures: Axis,
     height: Axis,
     width: Axis,
+    deep_features: bool = False,
 ) -> dict[str, EngineSpec]:
     """Describe every graph of an engine folder.
 
@@ -170,6 +172,7 @@ def engine_specs(
         pictures: how many are drawn, or photos probed, at once.
         height: of pictures, in pixels.
         width: of pictures, in pixels.
+        deep_features: whether the UNet's steps keep and reuse them (`hbsdk.deep_features`).
 
     Raises:
         EngineError: sides are no multiples of `sizes.size_step_px`.
@@ -195,7 +198,7 @@ def engine_specs(
     every = [
         *(build.personalizing() if sizes.personalizes else ()),
         *build.text(),
-        *build.unet(),
+        *build.unet(deep_features),
         build.vae_decoder(),
     ]
     return {spec.name: _with_numbers(spec) for spec in every}
@@ -259,29 +262,34 @@ class _Builder:
             ),
         )  # fmt: skip
 
-    def unet(self) -> tuple[EngineSpec, ...]:
+    def unet(self, deep_features: bool) -> tuple[EngineSpec, ...]:
         s, dtype = self.sizes, self.precision["unet"]
         shape: tuple[Dim, ...] = ("rows", s.latent_channels, "height", "width")
         states = TensorSpec("encoder_hidden_states", dtype, ("rows", s.text_tokens, s.context_dim))
         time = TensorSpec("timestep", "float32", ())
         x0 = TensorSpec("previous_x0", "float32", shape)
-        return (
-            EngineSpec(
-                "unet", "unet", "unet/model.onnx",
-                (TensorSpec("sample", dtype, shape), time, states),
-                (TensorSpec("out_sample", dtype, shape),), self.rows,
+        deep = TensorSpec("deep_features", dtype, ("rows", s.deep_width, "height", "width"))
+        # The sampler's arithmetic and guidance stay float32 whatever the UNet is.
+        step = EngineSpec(
+            "denoise_step", "unet", "unet/denoise_step.onnx",
+            (
+                TensorSpec("sample", "float32", shape), time, states, x0,
+                TensorSpec("guidance", "float32", ("rows", "rows")),
+                TensorSpec("coefficients", "float32", (5,)),
             ),
-            # The sampler's arithmetic and guidance stay float32 whatever the UNet is.
-            EngineSpec(
-                "denoise_step", "unet", "unet/denoise_step.onnx",
-                (
-                    TensorSpec("sample", "float32", shape), time, states, x0,
-                    TensorSpec("guidance", "float32", ("rows", "rows")),
-                    TensorSpec("coefficients", "float32", (5,)),
-                ),
-                (TensorSpec("next_sample", "float32", shape), replace(x0, name="x0")), self.rows,
-            ),
+            (TensorSpec("next_sample", "float32", shape), replace(x0, name="x0")), self.rows,
         )  # fmt: skip
+        unet = EngineSpec(
+            "unet", "unet", "unet/model.onnx",
+            (TensorSpec("sample", dtype, shape), time, states),
+            (TensorSpec("out_sample", dtype, shape),), self.rows,
+        )  # fmt: skip
+        if not deep_features:
+            return unet, step
+        shallow = replace(
+            step, name=SHALLOW_STEP, file=f"unet/{SHALLOW_STEP}.onnx", inputs=(*step.inputs, deep)
+        )
+        return unet, replace(step, outputs=(*step.outputs, deep)), shallow
 
     def vae_decoder(self) -> EngineSpec:
         s, dtype = self.sizes, self.precision["vae_decoder"]

@@ -15,6 +15,7 @@ from hbsdk.bundle_info import BundleInfo
 from hbsdk.errors import OptionError, PromptError
 from hbsdk.options import GenerateOptions
 from hbsdk.schedule import Schedule
+from hbsdk.speed import Pace, plan_steps
 from hbsdk.subject import Subject
 from hbsdk.text import PromptTokens, placeholders, tokenize_prompt
 from hbsdk.tokenizer import PromptTokenizer
@@ -186,6 +187,7 @@ def denoise(
     schedule: Schedule,
     guidance_scale: float,
     on_step: Callable[[int, Any], Any] = lambda _, latents: latents,
+    pace: Pace = Pace(),  # noqa: B008 - frozen
 ) -> Any:
     """Run the loop: from unit noise to clean latents on the backend's device.
 
@@ -196,10 +198,15 @@ def denoise(
         schedule: the sampler's table.
         guidance_scale: the weight of the prompt.
         on_step: called with 0, 1, ... and the latents after each step; returns those to go on with.
+        pace: what steps leave out; the schedule has the number of steps.
     """
     latents = backend.to_device(noise * np.float32(schedule.initial_noise_scale))
-    previous_x0 = None
-    for step in range(schedule.num_inference_steps):
+    before = None
+    guided = guidance_scale > 1.0
+    plan = plan_steps(schedule.num_inference_steps, pace, guided=guided)
+    for step, planned in enumerate(plan):
+        if guided and not planned.guided:
+            states, guided = backend.prompts_only(states), False
         coefficients = StepCoefficients(
             *(
                 float(column[step])
@@ -208,8 +215,8 @@ def denoise(
                 )
             )
         )  # fmt: skip
-        latents, previous_x0 = backend.denoise_step(
-            latents, previous_x0, states, guidance_scale, coefficients
+        latents, before = backend.denoise_step(
+            latents, before, states, guidance_scale, coefficients, planned.features
         )
         latents = on_step(step, latents)
     return latents

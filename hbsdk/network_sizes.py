@@ -20,6 +20,7 @@ class NetworkSizes:
         text_tokens: of a text.
         word_dim: width of words and of the text encoder's states.
         context_dim: width of the states that the UNet attends to.
+        deep_width: channels of the UNet's deep features, of the latents' size.
         num_words: a subject's.
         image_tokens: of both image encoders, class token included.
         clip_dim: width of f_c.
@@ -34,6 +35,7 @@ class NetworkSizes:
     text_tokens: int
     word_dim: int
     context_dim: int
+    deep_width: int
     num_words: int
     image_tokens: int
     clip_dim: int
@@ -74,6 +76,7 @@ def network_sizes(bundle: Bundle) -> NetworkSizes:
         text_tokens=min(77, text.get("max_position_embeddings", 77)),
         word_dim=info.word_dim,
         context_dim=text["hidden_size"],
+        deep_width=unet["block_out_channels"][0],
         num_words=info.num_words,
         image_tokens=image_tokens,
         clip_dim=clip_dim,

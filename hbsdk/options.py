@@ -13,6 +13,7 @@ MAX_SIDE_PX = 4096
 Mode = Literal["default", "paper"]
 Segmenter = Literal["auto", "grabcut", "inspyrenet"]
 Refined = Literal["head", "attention", "keys-values", "words"]
+Speed = Literal["exact", "balanced", "fast"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class GenerateOptions:
 
     negative_prompt: str | None = None
     num_images_per_prompt: int = 1
-    num_inference_steps: int = 20
+    num_inference_steps: int = 20  # of which `speed` may take a share
     guidance_scale: float | None = None  # None is the bundle's own; 1 and less is without
     height: int | None = None  # px, a multiple of the VAE's factor; None is the bundle's own
     width: int | None = None
@@ -79,11 +80,25 @@ class GenerateOptions:
     sampler: str = "dpm++2m"
     timestep_spacing: Literal["leading", "linspace", "trailing"] | None = None  # None: the bundle's
     use_karras_sigmas: bool | None = None  # None: the bundle's
+    # What trades quality for time: a preset of speed.py, which takes a share of the steps and says
+    # what guidance_stop and feature_interval are where they are None. "exact" trades nothing.
+    speed: Speed = "exact"
+    # The share of the steps with classifier-free guidance, from the first one on; then the prompt
+    # alone is computed: half the work. 1 is all. diffusers: ClassifierFreeGuidance(stop=...).
+    guidance_stop: float | None = None
+    # Every n-th step runs the whole UNet, the others its fine part over the deep features of the
+    # last whole one. 1 is all whole. Source: DeepCache, Ma et al. 2024; its cache_interval.
+    feature_interval: int | None = None
     output_type: Literal["pil", "np", "latent"] = "pil"
 
     def __post_init__(self) -> None:
         _check_text("negative_prompt", self.negative_prompt or "")
         _check_whole("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        _check_choice("speed", self.speed, get_args(Speed))
+        if self.guidance_stop is not None:
+            _check_range("guidance_stop", self.guidance_stop, 0.0, 1.0)
+        if self.feature_interval is not None:
+            _check_whole("feature_interval", self.feature_interval, 1, MAX_STEPS)
         _check_whole("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
         _check_whole("seed", self.seed, 0, MAX_SEED)
         if self.guidance_scale is not None:

@@ -32,6 +32,7 @@ from hbsdk.image import ImageInput, load_photo, make_reference
 from hbsdk.mask import check_latent_coverage, find_mask
 from hbsdk.options import GenerateOptions, PersonalizeOptions
 from hbsdk.schedule import Sampler, make_schedule
+from hbsdk.speed import pace_of
 from hbsdk.subject import Subject, check_name
 from hbsdk.tokenizer import PromptTokenizer
 
@@ -265,8 +266,8 @@ class Session:
         self, options: GenerateOptions, generator: Any
     ) -> tuple[Backend, Sequence[float], Callable[..., Any]]:
         """Return what draws: a backend, the timesteps, and its loop over them."""
-        config = self.bundle.scheduler_config()
-        count = options.num_inference_steps
+        config, pace = self.bundle.scheduler_config(), pace_of(options)
+        count = pace.num_inference_steps
         settings: dict[str, Any] = {
             "timestep_spacing": options.timestep_spacing,
             "use_karras_sigmas": options.use_karras_sigmas,
@@ -276,7 +277,7 @@ class Session:
             schedule = make_schedule(config, sampler=sampler, num_inference_steps=count, **settings)
 
             def by_table(noise: Any, states: Any, scale: float, on_step: Any) -> Any:
-                return denoise(self.backend, noise, states, schedule, scale, on_step)
+                return denoise(self.backend, noise, states, schedule, scale, on_step, pace)
 
             return self.backend, list(schedule.timesteps), by_table
         backend = self.torch_backend
@@ -288,7 +289,7 @@ class Session:
 
         def by_scheduler(noise: Any, states: Any, scale: float, on_step: Any) -> Any:
             return denoise_with_scheduler(
-                backend, noise, states, scheduler, scale, own_noise, on_step
+                backend, noise, states, scheduler, scale, own_noise, on_step, pace
             )
 
         return backend, list(scheduler.timesteps), by_scheduler

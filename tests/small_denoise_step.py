@@ -8,22 +8,23 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hbsdk.engine_spec import NETWORKS, Axis, EngineSpec, Precision, engine_specs
+from hbsdk.engine_spec import NETWORKS, SHALLOW_STEP, Axis, EngineSpec, Precision, engine_specs
 from hbsdk.network_sizes import NetworkSizes
 
 SIZES = NetworkSizes(
     image_size_px=32, latent_channels=4, vae_scale_factor=4, unet_scale_factor=2, text_tokens=6,
-    word_dim=8, context_dim=8, num_words=5, image_tokens=0, clip_dim=0, dino_dim=0, masked=False,
+    word_dim=8, context_dim=8, num_words=5, image_tokens=0, clip_dim=0, dino_dim=0, deep_width=4,
+    masked=False,
 )  # fmt: skip
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
 
-def specs(precision: Precision) -> dict[str, EngineSpec]:
+def specs(precision: Precision, *, deep_features: bool = False) -> dict[str, EngineSpec]:
     """Every engine of a bundle of these sizes, 1 to 3 pictures of 32 to 64 px."""
     side = Axis(32, 32, 64)
     return engine_specs(
         SIZES, precision=dict.fromkeys(NETWORKS, precision), pictures=Axis(1, 1, 3),
-        height=side, width=side,
+        height=side, width=side, deep_features=deep_features,
     )  # fmt: skip
 
 
@@ -32,21 +33,32 @@ def kernel(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.3, (4, 4)).astype(np.float32)
 
 
-def predict(sample: np.ndarray, timestep: float, states: np.ndarray) -> np.ndarray:
-    """What the "UNet" computes, in numpy: a 1 x 1 convolution, plus text, plus time."""
-    mixed = np.einsum("oc,nchw->nohw", kernel(), sample)
+def deep_features(sample: np.ndarray) -> np.ndarray:
+    """What the "UNet" keeps for later steps: a 1 x 1 convolution."""
+    return np.einsum("oc,nchw->nohw", kernel(), sample)
+
+
+def predict(
+    sample: np.ndarray, timestep: float, states: np.ndarray, deep: np.ndarray | None = None
+) -> np.ndarray:
+    """What the "UNet" computes, in numpy: deep features, its own or given, plus text and time."""
+    mixed = deep_features(sample) if deep is None else deep
     return mixed + states.mean((1, 2))[:, None, None, None] + np.float32(timestep) / 1000
 
 
-def write_denoise_step(path: Path, precision: Precision, *, operator: str = "Identity") -> Path:
+def write_denoise_step(
+    path: Path, precision: Precision, *, operator: str = "Identity", name: str | None = None
+) -> Path:
     """Write the graph.
 
     Args:
         path: of the file.
         precision: of the convolution and the text; the rest is float32, as of the real one.
         operator: an ONNX operator of one input that the noise passes on its way.
+        name: the engine of those with deep features; None is the step of those without.
     """
-    spec = specs(precision)["denoise_step"]
+    spec = specs(precision, deep_features=name is not None)[name or "denoise_step"]
+    mixed = "mixed" if name is None else "deep_features"
     dtype = np.dtype(precision)
     weights = {
         "kernel": kernel().reshape(4, 4, 1, 1).astype(dtype),
@@ -57,10 +69,10 @@ def write_denoise_step(path: Path, precision: Precision, *, operator: str = "Ide
     }
     nodes = [
         ("Cast", ["sample"], "narrow", {"to": _TYPES[precision]}),
-        ("Conv", ["narrow", "kernel"], "mixed", {}),
+        *([("Conv", ["narrow", "kernel"], mixed, {})] if name != SHALLOW_STEP else []),
         ("ReduceMean", ["encoder_hidden_states", "axes"], "text", {"keepdims": 0}),
         ("Reshape", ["text", "text_shape"], "text4", {}),
-        ("Add", ["mixed", "text4"], "with_text", {}),
+        ("Add", [mixed, "text4"], "with_text", {}),
         ("Cast", ["with_text"], "wide", {"to": TensorProto.FLOAT}),
         ("Mul", ["timestep", "thousandth"], "time", {}),
         ("Add", ["wide", "time"], "predicted", {}),

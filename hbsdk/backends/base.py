@@ -14,6 +14,7 @@ from hbsdk.text import PromptTokens
 
 Floats = npt.NDArray[np.float32]
 Memory = Literal["high", "low"]
+Features = Literal["off", "keep", "reuse"]
 
 
 @dataclass(frozen=True)
@@ -62,29 +63,39 @@ class Backend(Protocol):
             (N * copies, tokens, d).
         """
 
+    def prompts_only(self, states: Any) -> Any:
+        """Return the second half of guided states: those of the prompts, (N, tokens, d)."""
+
     def to_device(self, latents: Any) -> Any:
         """Move (N, C, h, w) latents to the device."""
 
     def denoise_step(
         self,
         latents: Any,
-        previous_x0: Any | None,
+        before: Any | None,
         states: Any,
         guidance_scale: float,
         coefficients: StepCoefficients,
+        features: Features = "off",
     ) -> tuple[Any, Any]:
         """Run the UNet, guidance and the sampler's rule once.
 
         Args:
             latents: (N, C, h, w).
-            previous_x0: what the step before returned second; None at the first step.
+            before: what the step before returned second; None at the first step.
             states: (N, tokens, d), or (2 N, tokens, d) with the negative prompts' states first,
-                which turns classifier-free guidance on.
+                which turns classifier-free guidance on. It may go off from one step to the next.
             guidance_scale: its weight, taken in float32.
             coefficients: the step's row of the schedule.
+            features: "keep" the UNet's deep features for the next step, or "reuse" those that the
+                step before kept or reused itself, and run the fine part alone.
 
         Returns:
-            The next latents and x0, both (N, C, h, w).
+            The next latents, (N, C, h, w); and what the next step needs of this one: its x0, and
+            deep features if there are any.
+
+        Raises:
+            EngineError: the engines were built without what `features` needs.
         """
 
     def shown(self, latents: Any) -> Any:

@@ -111,14 +111,27 @@ class CudaDevice:
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._copy(target.pointer, values.ctypes.data, target.nbytes, kind)
 
-    def copy(self, source: DeviceArray, target: DeviceArray, row: int = 0) -> None:
-        """Copy an array of the device into another, from its row `row` on."""
+    def copy(
+        self, source: DeviceArray, target: DeviceArray, row: int = 0, rows: int | None = None
+    ) -> None:
+        """Copy an array of the device, or its first rows, into another, from its row `row` on."""
         assert source.dtype == target.dtype
         assert source.shape[1:] == target.shape[1:]
-        offset = row * (target.nbytes // target.shape[0])
-        assert offset + source.nbytes <= target.nbytes
+        size = source.nbytes if rows is None else rows * _row_bytes(source)
+        offset = row * _row_bytes(target)
+        assert size <= source.nbytes
+        assert offset + size <= target.nbytes
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._copy(target.pointer + offset, source.pointer, source.nbytes, kind)
+        self._copy(target.pointer + offset, source.pointer, size, kind)
+
+    def rows(self, source: DeviceArray, first: int, count: int) -> DeviceArray:
+        """Return a copy of some rows of an array."""
+        target = self.empty((count, *source.shape[1:]), source.dtype)
+        offset = first * _row_bytes(source)
+        assert offset + target.nbytes <= source.nbytes
+        kind = self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._copy(target.pointer, source.pointer + offset, target.nbytes, kind)
+        return target
 
     def download(self, source: DeviceArray, rows: int | None = None) -> Array:
         """Return an array, or its first rows, on the host, once the stream has made it."""
@@ -184,6 +197,10 @@ class DeviceArray:
     def free(self) -> None:
         """Give the memory back now."""
         self._free()
+
+
+def _row_bytes(array: DeviceArray) -> int:
+    return array.nbytes // array.shape[0]
 
 
 class CudaEvent:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hbsdk.backends.base import Memory
+from hbsdk.backends.base import Features, Memory
 from hbsdk.backends.engine_math import (
     Array,
     Floats,
@@ -27,7 +27,7 @@ from hbsdk.backends.engine_math import (
 )
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder
-from hbsdk.engine_spec import RUNTIME_ENGINES, TO_PERSONALIZE, EngineSpec
+from hbsdk.engine_spec import RUNTIME_ENGINES, SHALLOW_STEP, TO_PERSONALIZE, EngineSpec
 from hbsdk.errors import EngineError
 from hbsdk.image import Reference
 from hbsdk.text import PromptTokens
@@ -111,9 +111,27 @@ class EngineBackend(ABC):
             )
         return self.engines.specs[name]
 
+    def step_engine(self, features: Features) -> str:
+        """Return the name of the engine for a step.
+
+        Args:
+            features: as of `Backend.denoise_step`.
+
+        Raises:
+            EngineError: these engines neither keep deep features nor reuse them.
+        """
+        if features != "off" and SHALLOW_STEP not in self.engines.specs:
+            raise EngineError(
+                f"feature_interval on engines {self.engines.folder}",
+                expected="1, as they were built without deep features", got="more",
+                remedy="Add the line deep_features = true to the recipe, above its tables, and "
+                f"build again: {self.engines.command}. Or use engine='torch'",
+            )  # fmt: skip
+        return SHALLOW_STEP if features == "reuse" else "denoise_step"
+
     def load_all(self) -> None:
         """Load every engine that probe and generation use."""
-        for name in RUNTIME_ENGINES:
+        for name in (*RUNTIME_ENGINES, SHALLOW_STEP):
             if name in self.engines.specs:
                 self.load(name)
 
@@ -161,7 +179,7 @@ class EngineBackend(ABC):
     def to_host(self, latents: Any) -> Floats:
         """Return (N, C, h, w) float32 latents."""
         values = self.shown(latents)
-        self._release("denoise_step")
+        self._release("denoise_step", SHALLOW_STEP)
         return values
 
     def decode(self, latents: Any) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from hbsdk.backends.base import Memory, StepCoefficients
+from hbsdk.backends.base import Features, Memory, StepCoefficients
 from hbsdk.backends.engine_math import (
     Array,
     Floats,
@@ -28,6 +29,7 @@ from hbsdk.engine_spec import EngineSpec
 from hbsdk.errors import EngineError, OptionError
 
 _TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
+_NUMPY_TYPES = {name: np.dtype(dtype).type for dtype, name in _TYPES.items()}
 _BUILD_AGAIN = "Build the engines again: python export/build_engines.py"
 _ON_GPU = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
@@ -38,6 +40,43 @@ class _Rows:
 
     value: Any
     count: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """`count` rows of a device array from row `first` on, where they lie.
+
+    ONNX Runtime has no slices of its arrays, but binds whatever memory it is pointed to; so what
+    guidance leaves behind when it ends needs no way over the host.
+    """
+
+    whole: Any  # holds the memory
+    first: int
+    count: int
+
+    def shape(self) -> list[int]:
+        """Its shape, as an OrtValue tells its own."""
+        return [self.count, *self.whole.shape()[1:]]
+
+    @property
+    def dtype(self) -> Any:
+        """Of its elements, as numpy names it."""
+        return _NUMPY_TYPES[self.whole.data_type()]
+
+    @property
+    def pointer(self) -> int:
+        """Of its first element."""
+        row_bytes: int = math.prod(self.shape()[1:]) * np.dtype(self.dtype).itemsize
+        start: int = self.whole.data_ptr()
+        return start + self.first * row_bytes
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a step needs of the one before: x0 of the latents' rows, and deep features if kept."""
+
+    x0: Any
+    deep: Any | None
 
 
 class OnnxRuntimeBackend(EngineBackend):
@@ -87,6 +126,11 @@ class OnnxRuntimeBackend(EngineBackend):
         """Move (N, C, h, w) latents to the device."""
         return _Rows(self.on_device(np.asarray(latents, np.float32, order="C")), len(latents))
 
+    def prompts_only(self, states: Any) -> _Part:
+        """Return the second half of guided states; see `Backend`."""
+        half = states.shape()[0] // 2
+        return _Part(states, half, half)
+
     def shown(self, latents: _Rows) -> Floats:
         """Return (N, C, h, w) float32 latents for a callback to read."""
         shown: Floats = latents.value.numpy()[: latents.count]
@@ -95,41 +139,59 @@ class OnnxRuntimeBackend(EngineBackend):
     def denoise_step(
         self,
         latents: _Rows,
-        previous_x0: Any | None,
+        before: _Before | None,
         states: Any,
         guidance_scale: float,
         coefficients: StepCoefficients,
-    ) -> tuple[_Rows, Any]:
+        features: Features = "off",
+    ) -> tuple[_Rows, _Before]:
         """Run the whole step as one graph; see `Backend`."""
-        spec, session = self.spec("denoise_step"), self.load("denoise_step")
+        name = self.step_engine(features)
+        spec, session = self.spec(name), self.load(name)
         rows = states.shape()[0]
         guided = is_guided(latents.count, rows)
-        sample = latents.value
-        if sample.shape()[0] != rows:  # the first step: each picture twice
-            sample = self.on_device(engine_rows(sample.numpy(), guided=guided))
-        spec.axes_of({"sample": sample.shape(), "encoder_hidden_states": states.shape()})
+        feeds = self._device_feeds(latents, before, states, features)
+        spec.axes_of({key: value.shape() for key, value in feeds.items()})
         binding = session.io_binding()
-        first = previous_x0 is None
-        feeds = {
-            "sample": sample,
-            "encoder_hidden_states": states,
-            "previous_x0": sample if first else previous_x0,  # c is 0 at the first step
-        }
-        for name, value in feeds.items():
-            binding.bind_ortvalue_input(name, value)
+        for key, value in feeds.items():
+            self._bind(binding, key, value)
         small = {
             "timestep": np.array(coefficients.timestep, np.float32),
             "guidance": guidance_matrix(latents.count, guidance_scale, guided=guided),
-            "coefficients": coefficient_row(coefficients, first=first),
+            "coefficients": coefficient_row(coefficients, first=before is None),
         }
-        for name, array in small.items():
-            binding.bind_cpu_input(name, array)
-        kind, number = self._place
+        for key, array in small.items():
+            binding.bind_cpu_input(key, array)
         for tensor in spec.outputs:
-            binding.bind_output(tensor.name, kind, number)
+            binding.bind_output(tensor.name, *self._place)
         session.run_with_iobinding(binding)
-        following, x0 = binding.get_outputs()
-        return _Rows(following, latents.count), x0
+        following, x0, *kept = binding.get_outputs()
+        deep = kept[0] if features == "keep" else feeds.get("deep_features")
+        return _Rows(following, latents.count), _Before(x0, deep)
+
+    def _device_feeds(
+        self, latents: _Rows, before: _Before | None, states: Any, features: Features
+    ) -> dict[str, Any]:
+        """Return a step's inputs that are on the device, each of as many rows as the states."""
+        rows, sample = states.shape()[0], latents.value
+        if sample.shape()[0] < rows:  # the first step: each picture twice
+            sample = self.on_device(engine_rows(sample.numpy(), guided=True))
+        feeds = {
+            "sample": _first_rows(sample, rows),
+            "encoder_hidden_states": states,
+            # c is 0 at the first step
+            "previous_x0": _first_rows(sample if before is None else before.x0, rows),
+        }
+        if features == "reuse":
+            assert before is not None, "deep features are reused that were not kept"
+            feeds["deep_features"] = before.deep
+        return feeds
+
+    def _bind(self, binding: Any, name: str, value: Any) -> None:
+        if isinstance(value, _Part):
+            binding.bind_input(name, *self._place, value.dtype, value.shape(), value.pointer)
+        else:
+            binding.bind_ortvalue_input(name, value)
 
     @property
     def _place(self) -> tuple[str, int]:
@@ -139,6 +201,11 @@ class OnnxRuntimeBackend(EngineBackend):
     def on_device(self, array: Array) -> Any:
         """Copy a host array to the device."""
         return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), *self._place)
+
+
+def _first_rows(value: Any, count: int) -> Any:
+    """Return the first rows of a device array, or the array itself if it has no more."""
+    return value if value.shape()[0] == count else _Part(value, 0, count)
 
 
 def open_session(

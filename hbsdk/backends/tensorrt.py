@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hbsdk.backends.base import Memory, StepCoefficients
+from hbsdk.backends.base import Features, Memory, StepCoefficients
 from hbsdk.backends.cuda_device import CudaDevice, CudaGraph, DeviceArray
 from hbsdk.backends.engine_math import (
     Array,
@@ -22,29 +22,50 @@ from hbsdk.backends.engines import EngineBackend
 from hbsdk.backends.tensorrt_engine import Engine, load_module
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder
-from hbsdk.engine_spec import EngineSpec
+from hbsdk.engine_spec import SHALLOW_STEP, EngineSpec
 from hbsdk.errors import EngineError, OptionError
 
 
 @dataclass(frozen=True, eq=False)
 class _Latents:
-    """Latents on the device: their own, or those that the loop's buffers hold after a step.
+    """Latents on the device: their own, or those that a loop's buffers hold after a step.
 
     shape: (N, C, h, w).
-    array: None if they are in the loop's buffers.
-    step: of the loop, after which they are.
+    place: an array, or where a loop holds them.
     """
 
     shape: tuple[int, ...]
-    array: DeviceArray | None
-    step: int = 0
+    place: DeviceArray | _Held
 
 
-@dataclass(frozen=True)
-class _PreviousX0:
-    """The x0 that the loop's buffers hold after a step."""
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """What a step needs of the one before: x0 in a loop's buffers, and deep features if kept."""
 
+    x0: _Held
+    deep: _Held | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """What a loop's buffers hold after a step, until its next one."""
+
+    loop: _Loop
     step: int
+
+    def array(self, name: str) -> DeviceArray:
+        """Return a buffer.
+
+        Raises:
+            EngineError: the loop has written over it.
+        """
+        if self.step != self.loop.step:
+            raise EngineError(
+                "latents of an earlier step", expected="those that the last step returned",
+                got="others, which the loop has written over",
+                remedy="Copy them to the host within the callback of their step",
+            )  # fmt: skip
+        return self.loop.engine.buffers[name]
 
 
 class TensorRTBackend(EngineBackend):
@@ -78,7 +99,8 @@ class TensorRTBackend(EngineBackend):
         self._trt = load_module(engines.manifest.runtime)
         self._device = CudaDevice(index)
         self.device = f"cuda:{index}"
-        self._loop: _Loop | None = None
+        # By engine, and whether it runs both halves of guidance: either has its own CUDA graph.
+        self._loops: dict[tuple[str, bool], _Loop] = {}
 
     def _open(self, spec: EngineSpec) -> Engine:
         path = self.engines.path(spec)
@@ -90,8 +112,8 @@ class TensorRTBackend(EngineBackend):
         if self.memory == "low":
             for engine in released:
                 engine.free()
-            if "denoise_step" in names:
-                self._loop = None
+            for key in [key for key in self._loops if key[0] in names]:
+                self._loops.pop(key).free()
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run an engine on host arrays."""
@@ -106,6 +128,12 @@ class TensorRTBackend(EngineBackend):
         self._device.use()
         return self._device.array(array)
 
+    def prompts_only(self, states: DeviceArray) -> DeviceArray:
+        """Return the second half of guided states; see `Backend`."""
+        self._device.use()
+        half = states.shape[0] // 2
+        return self._device.rows(states, half, half)
+
     def to_device(self, latents: Floats) -> _Latents:
         """Move (N, C, h, w) latents to the device."""
         array = self.on_device(np.asarray(latents, np.float32, order="C"))
@@ -118,43 +146,63 @@ class TensorRTBackend(EngineBackend):
             EngineError: they are of a step before the last: the loop has written over them.
         """
         self._device.use()
-        if latents.array is not None:
-            return self._device.download(latents.array)
-        if self._loop is None:
-            raise _gone()
-        return self._loop.latents(latents)
+        place = latents.place
+        source = place.array("sample") if isinstance(place, _Held) else place
+        return self._device.download(source, rows=latents.shape[0])
 
     def denoise_step(
         self,
         latents: _Latents,
-        previous_x0: _PreviousX0 | None,
+        before: _Before | None,
         states: DeviceArray,
         guidance_scale: float,
         coefficients: StepCoefficients,
-    ) -> tuple[_Latents, _PreviousX0]:
+        features: Features = "off",
+    ) -> tuple[_Latents, _Before]:
         """Put the whole step on the GPU's stream, without waiting for it; see `Backend`.
 
         What a step returns lasts until the next one.
         """
         self._device.use()
-        if self._loop is None:
-            self._loop = _Loop(self._device, self.load("denoise_step"))
-        return self._loop.run(latents, previous_x0, states, guidance_scale, coefficients)
+        guided = is_guided(latents.shape[0], states.shape[0])
+        loop = self._loop(self.step_engine(features), guided)
+        held = loop.run(latents, before, states, (guided, guidance_scale), coefficients)
+        deep = held if features == "keep" else None
+        if features == "reuse" and before is not None:
+            deep = before.deep
+        return _Latents(latents.shape, held), _Before(held, deep)
+
+    def _loop(self, name: str, guided: bool) -> _Loop:
+        """Return the loop of an engine, with both halves of guidance or one."""
+        if (name, guided) not in self._loops:
+            engine: Engine = self.load(name)
+            if (name, not guided) in self._loops:
+                engine = engine.another()
+            self._loops[name, guided] = _Loop(self._device, engine)
+        return self._loops[name, guided]
 
 
 class _Loop:
-    """The denoise_step engine whose outputs become its inputs, without a way over the host.
+    """An engine of one step whose outputs become its inputs, without a way over the host.
 
-    From the third step on for a shape, a step is an upload of 24 bytes and one graph's launch: the
-    first runs as it is, since TensorRT may compile and allocate then, the second is recorded.
+    Where a step follows one of another loop, the latents are copied within the GPU. From the third
+    step on for a shape, a step is an upload of 24 bytes and one graph's launch: the first runs as
+    it is, since TensorRT may compile and allocate then, the second is recorded.
     """
 
     def __init__(self, device: CudaDevice, engine: Engine) -> None:
-        self._device, self._engine = device, engine
+        self.engine = engine
+        self.step = 0
+        self._device = device
         self._row = device.pinned(6)  # timestep, p, q, a, b, c
         self._row_is_read = device.event()
-        self._step = 0
         self._forget()
+
+    def free(self) -> None:
+        """Give all memory back; latents of its steps may live on, and are not to be read."""
+        self._forget()
+        self.engine.free()
+        del self.engine, self._row
 
     def _forget(self) -> None:
         """Start anew over new buffers."""
@@ -163,55 +211,47 @@ class _Loop:
         self._is_capturable = True
         self._states: DeviceArray | None = None
         self._guidance: tuple[int, bool, float] | None = None
-        self._step += 1  # what was in the buffers before is gone
+        self.step += 1  # what was in the buffers before is gone
 
     def run(
         self,
         latents: _Latents,
-        previous_x0: _PreviousX0 | None,
+        before: _Before | None,
         states: DeviceArray,
-        guidance_scale: float,
+        guidance: tuple[bool, float],
         coefficients: StepCoefficients,
-    ) -> tuple[_Latents, _PreviousX0]:
+    ) -> _Held:
         """Run one step; as of `TensorRTBackend.denoise_step`."""
         count, rows = latents.shape[0], states.shape[0]
-        guided = is_guided(count, rows)
         sample = (rows, *latents.shape[1:])
         shapes = {"sample": sample, "encoder_hidden_states": states.shape}
-        if self._engine.bind(self._engine.spec.axes_of(shapes)):
+        if self.engine.bind(self.engine.spec.axes_of(shapes)):
             self._forget()
-        self._take_latents(latents, previous_x0, rows)
-        self._take_text(states, (count, guided, guidance_scale))
-        self._take_row(coefficients, first=previous_x0 is None)
+        self._take("sample", latents.place, count)
+        if before is None:
+            self._device.clear(self.engine.buffers["previous_x0"])
+        else:
+            self._take("previous_x0", before.x0, count)
+            if self.engine.spec.name == SHALLOW_STEP:
+                assert before.deep is not None, "deep features are reused that were not kept"
+                self._take("deep_features", before.deep, rows)
+        self._take_text(states, (count, *guidance))
+        self._take_row(coefficients, first=before is None)
         self._launch()
-        self._step += 1
-        return _Latents(latents.shape, None, self._step), _PreviousX0(self._step)
+        self.step += 1
+        return _Held(self, self.step)
 
-    def latents(self, latents: _Latents) -> Floats:
-        """Return the latents after the last step, (N, C, h, w)."""
-        self._check_last(latents.step)
-        return self._device.download(self._engine.buffers["sample"], rows=latents.shape[0])
-
-    def _check_last(self, step: int) -> None:
-        if step != self._step:
-            raise _gone()
-
-    def _take_latents(self, latents: _Latents, previous_x0: _PreviousX0 | None, rows: int) -> None:
-        """Have `sample` and `previous_x0` hold what the step starts from."""
-        buffers = self._engine.buffers
-        if latents.array is None:
-            self._check_last(latents.step)
-        else:
-            for row in range(0, rows, latents.shape[0]):
-                self._device.copy(latents.array, buffers["sample"], row)
-        if previous_x0 is None:
-            self._device.clear(buffers["previous_x0"])
-        else:
-            self._check_last(previous_x0.step)
+    def _take(self, name: str, place: DeviceArray | _Held, count: int) -> None:
+        """Have a buffer hold `count` rows of an array, or of a loop's buffer, again and again."""
+        buffer = self.engine.buffers[name]
+        source = place.array(name) if isinstance(place, _Held) else place
+        if source is not buffer:
+            for row in range(0, buffer.shape[0], count):
+                self._device.copy(source, buffer, row, rows=count)
 
     def _take_text(self, states: DeviceArray, guidance: tuple[int, bool, float]) -> None:
         """Have the buffers hold the text's states and the guidance; both are the same all along."""
-        buffers = self._engine.buffers
+        buffers = self.engine.buffers
         if states is not self._states:
             self._device.copy(states, buffers["encoder_hidden_states"])
             self._states = states
@@ -226,14 +266,14 @@ class _Loop:
         self._row_is_read.wait()
         self._row[0] = coefficients.timestep
         self._row[1:] = coefficient_row(coefficients, first=first)
-        buffers = self._engine.buffers
+        buffers = self.engine.buffers
         self._device.upload_pinned(self._row[:1], buffers["timestep"])
         self._device.upload_pinned(self._row[1:], buffers["coefficients"])
         self._row_is_read.record()
 
     def _launch(self) -> None:
         if self._graph is None and self._is_warm and self._is_capturable:
-            if self._engine.can_be_captured():
+            if self.engine.can_be_captured():
                 self._graph = self._device.capture(self._work)
             self._is_capturable = self._graph is not None
         if self._graph is not None:
@@ -242,12 +282,12 @@ class _Loop:
         self._work()
         if not self._is_warm:
             self._device.synchronize()
-            self._engine.save_runtime_cache()
+            self.engine.save_runtime_cache()
             self._is_warm = True
 
     def _work(self) -> None:
-        self._engine.enqueue()
-        buffers = self._engine.buffers
+        self.engine.enqueue()
+        buffers = self.engine.buffers
         self._device.copy(buffers["next_sample"], buffers["sample"])
         self._device.copy(buffers["x0"], buffers["previous_x0"])
 
@@ -260,11 +300,3 @@ def _gpu_index(device: str | None) -> int:
             got=str(device), remedy="Use engine='onnxruntime' or 'torch' on a CPU",
         )  # fmt: skip
     return int(asked[1] or 0)
-
-
-def _gone() -> EngineError:
-    return EngineError(
-        "latents of an earlier step", expected="those that the last step returned",
-        got="others, which the loop has written over",
-        remedy="Copy them to the host within the callback of their step",
-    )  # fmt: skip

@@ -6,6 +6,7 @@ where they differ, the module's own attributes tell. No torch.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import logging
@@ -104,13 +105,27 @@ class Engine:
         self._check_tensors(engine)
         self._cache_file = _runtime_cache_file(trt, data)
         self._runtime_cache: Any = None
-        context = self._new_context(engine)
+        self._kept = (runtime, engine)  # the context needs both
+        self._start()
+
+    def _start(self) -> None:
+        """Make a context, which has no buffers yet."""
+        context = self._new_context(self._kept[1])
         if context is None:
             raise self._error("room for its activations in the GPU's memory")
         self._context = context
-        self._kept = (runtime, engine)  # the context needs both
         self.buffers: dict[str, DeviceArray] = {}
         self._values: dict[str, int] | None = None
+
+    def another(self) -> Engine:
+        """Return the engine with buffers of its own, for other shapes; the weights are shared.
+
+        Raises:
+            EngineError: the GPU has no memory for its activations.
+        """
+        other = copy.copy(self)
+        other._start()
+        return other
 
     def bind(self, values: Mapping[str, int]) -> bool:
         """Take device memory for these values of the axes, unless it is for them already.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from hbsdk.backends.base import Floats, Memory, StepCoefficients
+from hbsdk.backends.base import Features, Floats, Memory, StepCoefficients
 from hbsdk.bundle import Bundle
+from hbsdk.deep_features import shallow_pass, whole_pass
 from hbsdk.errors import OptionError, PromptError
 from hbsdk.features import extract_features
 from hbsdk.image import Reference
@@ -25,6 +27,14 @@ _NETWORKS = ("text_encoder", "unet", "vae", "image_encoder", "dino", "regressor"
 # Words move by parts in a thousand while they are refined, which half precision rounds away.
 _ALWAYS_FLOAT32 = ("text_encoder", "regressor")
 _SMALL_UNET_BYTES = 200_000_000  # of weights; on a CPU, smaller networks run in float32
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a step needs of the one before: its x0, (N, C, h, w), and deep features if kept."""
+
+    x0: Tensor
+    deep: Tensor | None
 
 
 class TorchBackend:
@@ -179,6 +189,10 @@ class TorchBackend:
         self._release("text_encoder")
         return states.to(self.dtype).repeat_interleave(copies, dim=0)
 
+    def prompts_only(self, states: Tensor) -> Tensor:
+        """Return the second half of guided states; see `Backend`."""
+        return states[len(states) // 2 :]
+
     def to_device(self, latents: Floats | Tensor) -> Tensor:
         """Move (N, C, h, w) latents to the device, float32."""
         return torch.as_tensor(latents, dtype=torch.float32, device=self.device)
@@ -187,33 +201,57 @@ class TorchBackend:
     def denoise_step(
         self,
         latents: Tensor,
-        previous_x0: Tensor | None,
+        before: _Before | None,
         states: Tensor,
         guidance_scale: float,
         coefficients: StepCoefficients,
-    ) -> tuple[Tensor, Tensor]:
+        features: Features = "off",
+    ) -> tuple[Tensor, _Before]:
         """Run the UNet, guidance and the sampler's rule once; see `Backend`."""
-        predicted = self.predict(latents, states, guidance_scale, coefficients.timestep)
-        k = coefficients
+        k, deep = coefficients, None if before is None else before.deep
+        predicted, deep = self.predict(latents, states, guidance_scale, k.timestep, features, deep)
         x0 = k.p * latents + k.q * predicted
         following = k.a * latents + k.b * x0
-        if previous_x0 is not None and k.c:
-            following = following + k.c * previous_x0
-        return following, x0
+        if before is not None and k.c:
+            following = following + k.c * before.x0
+        return following, _Before(x0, deep)
 
     @torch.no_grad()
     def predict(
-        self, latents: Tensor, states: Tensor, guidance_scale: float, timestep: float
-    ) -> Tensor:
-        """Return the UNet's guided output for (N, C, h, w) latents, float32."""
+        self,
+        latents: Tensor,
+        states: Tensor,
+        guidance_scale: float,
+        timestep: float,
+        features: Features = "off",
+        deep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the UNet's guided output for (N, C, h, w) latents, float32, and deep features.
+
+        Args:
+            latents: (N, C, h, w).
+            states: as of `denoise_step`.
+            guidance_scale: the weight of the prompt.
+            timestep: that the UNet is told.
+            features: as of `denoise_step`.
+            deep: features that were kept, where they are to be reused.
+        """
         guided = len(states) == 2 * len(latents)
         unet = self.network("unet")
         sample = (torch.cat([latents, latents]) if guided else latents).to(unet.dtype)
-        predicted: Tensor = unet(sample, timestep, states, return_dict=False)[0].float()
+        predicted: Tensor
+        if features == "reuse":
+            assert deep is not None, "deep features are reused that were not kept"
+            predicted = shallow_pass(unet, sample, timestep, states, deep)
+        elif features == "keep":
+            predicted, deep = whole_pass(unet, sample, timestep, states)
+        else:
+            predicted, deep = unet(sample, timestep, states, return_dict=False)[0], None
+        predicted = predicted.float()
         if guided:
             without, with_prompt = predicted.chunk(2)
             predicted = without + guidance_scale * (with_prompt - without)
-        return predicted
+        return predicted, deep
 
     def shown(self, latents: Tensor) -> Tensor:
         """Return the latents as a callback gets them: themselves."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,26 @@ from torch import Tensor
 
 from hbsdk.backends.torch import TorchBackend
 from hbsdk.bundle import Bundle
-from hbsdk.errors import EvaluationError
+from hbsdk.errors import EvaluationError, OptionError
 from hbsdk.evaluation.methods import Pixels
 from hbsdk.generate import Canvas, denoise, initial_noise
+from hbsdk.options import GenerateOptions
 from hbsdk.schedule import Sampler, make_schedule
+from hbsdk.speed import pace_of
 from hbsdk.text import tokenize_prompt
 
 if TYPE_CHECKING:
     from hbsdk.session import Session
 
 Floats = npt.NDArray[np.float32]
-SAMPLER: Sampler = "dpm++2m"
-STEPS = 20
+OPTIONS = GenerateOptions()
+"""Drawn with where nothing else is asked for."""
+
+# Of `GenerateOptions`, with their types: noise, size and number of pictures are the protocol's.
+_CHANGEABLE: Mapping[str, type] = {
+    "num_inference_steps": int, "guidance_scale": float, "sampler": str, "timestep_spacing": str,
+    "use_karras_sigmas": bool, "speed": str, "guidance_stop": float, "feature_interval": int,
+}  # fmt: skip
 _MOST_AT_ONCE = 16  # pictures in a batch
 _ARTICLE = re.compile(r"(an?|the) ", re.IGNORECASE)
 _NEW_PHRASE = re.compile(r"\b(?:of|in|on|with|at|and|as|by|for)\b")
@@ -89,10 +97,69 @@ def with_noun(prompt: str, noun: str) -> str:
     return fill(prompt, article(noun) + noun)
 
 
-def drawing_settings(session: Session) -> dict[str, Any]:
+def parse_drawing(text: str) -> GenerateOptions:
+    """Return the options of a text such as "num_inference_steps=12,guidance_stop=0.5".
+
+    Raises:
+        EvaluationError: it is not of that form, or an option is not one that can be changed.
+        OptionError: a value is out of its range, or the sampler is no table of schedule.py.
+    """
+    changes: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or key not in _CHANGEABLE or key in changes:
+            raise EvaluationError(
+                f"--drawing {text!r}", got=repr(part),
+                expected=f"each once, as key=value: {', '.join(_CHANGEABLE)}",
+            )  # fmt: skip
+        try:
+            changes[key] = typed(value, _CHANGEABLE[key])
+        except ValueError as error:
+            expected = _CHANGEABLE[key].__name__
+            raise OptionError(f"{key} of --drawing", expected=expected, got=value) from error
+    options = GenerateOptions(**changes)
+    if options.sampler not in get_args(Sampler):
+        raise OptionError(
+            "sampler of --drawing", expected=f"one of {', '.join(get_args(Sampler))}",
+            got=options.sampler,
+        )  # fmt: skip
+    return options
+
+
+def typed(value: str, kind: type) -> Any:
+    """Return a text's value of a type; bool("False") would be True.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if kind is not bool:
+        return kind(value)
+    if value not in ("True", "False"):
+        raise ValueError(value)
+    return value == "True"
+
+
+def drawing_settings(session: Session, options: GenerateOptions = OPTIONS) -> dict[str, Any]:
     """Return what, beside networks and noise, decides how pictures come out; JSON-able."""
-    scale = session.bundle.info.guidance_scale
-    return {"sampler": SAMPLER, "num_inference_steps": STEPS, "guidance_scale": scale}
+    pace, plain = pace_of(options), pace_of(GenerateOptions())
+    settings: dict[str, Any] = {
+        "sampler": options.sampler,
+        "num_inference_steps": pace.num_inference_steps,
+        "guidance_scale": _guidance_scale(session, options),
+    }
+    # Only where they change something: what was drawn before there were these options is kept.
+    for name in ("guidance_stop", "feature_interval"):
+        if getattr(pace, name) != getattr(plain, name):
+            settings[name] = getattr(pace, name)
+    for name in ("timestep_spacing", "use_karras_sigmas"):
+        if getattr(options, name) is not None:
+            settings[name] = getattr(options, name)
+    return settings
+
+
+def _guidance_scale(session: Session, options: GenerateOptions) -> float:
+    own = session.bundle.info.guidance_scale
+    return own if options.guidance_scale is None else options.guidance_scale
 
 
 @torch.no_grad()
@@ -102,8 +169,9 @@ def draw_prompts(
     prompts: Sequence[str],
     seeds: Sequence[int],
     words: Mapping[str, Floats] | None = None,
+    options: GenerateOptions | None = None,
 ) -> Pixels:
-    """Draw one guided picture a prompt, up to 16 in a batch: DPM++ 2M, 20 steps.
+    """Draw one picture a prompt, up to 16 in a batch, guided, DPM++ 2M, 20 steps by default.
 
     Args:
         session: its tokenizer, scheduler, picture size and guidance scale are used.
@@ -112,6 +180,7 @@ def draw_prompts(
         seeds: one a prompt. A picture's noise depends on its own seed alone, so that methods that
             draw the same seed start from the same noise.
         words: placeholder, lower case, such as "s*" -> (n, d) token embeddings.
+        options: of `parse_drawing`; None is `OPTIONS`.
 
     Returns:
         (N, H, W, 3) uint8.
@@ -127,7 +196,7 @@ def draw_prompts(
     backend = _DrawingBackend(session.bundle, networks)
     parts = [
         _draw(session, backend, prompts[at : at + _MOST_AT_ONCE], seeds[at : at + _MOST_AT_ONCE],
-              words or {})
+              words or {}, options or OPTIONS)
         for at in range(0, len(prompts), _MOST_AT_ONCE)
     ]  # fmt: skip
     return np.concatenate(parts)
@@ -139,16 +208,20 @@ def _draw(
     prompts: Sequence[str],
     seeds: Sequence[int],
     words: Mapping[str, Floats],
+    options: GenerateOptions,
 ) -> Pixels:
     info = session.bundle.info
     side = info.image_size_px // info.vae_scale_factor
     canvas = Canvas(info.latent_channels, side, side)
     noise = np.concatenate([initial_noise(seed, 1, canvas) for seed in seeds])
+    pace, scale = pace_of(options), _guidance_scale(session, options)
     schedule = make_schedule(
-        session.bundle.scheduler_config(), sampler=SAMPLER, num_inference_steps=STEPS
-    )
-    states = _states(session, backend, prompts, words)
-    latents = denoise(backend, noise, states, schedule, info.guidance_scale)
+        session.bundle.scheduler_config(), sampler=cast("Sampler", options.sampler),
+        num_inference_steps=pace.num_inference_steps, timestep_spacing=options.timestep_spacing,
+        use_karras_sigmas=options.use_karras_sigmas,
+    )  # fmt: skip
+    states = _states(session, backend, prompts, words, guided=scale > 1.0)
+    latents = denoise(backend, noise, states, schedule, scale, pace=pace)
     pictures: Pixels = np.rint(backend.decode(latents) * 255.0).astype(np.uint8)
     return pictures
 
@@ -158,6 +231,8 @@ def _states(
     backend: _DrawingBackend,
     prompts: Sequence[str],
     words: Mapping[str, Floats],
+    *,
+    guided: bool,
 ) -> Tensor:
     """Encode the empty prompt for guidance, and each different prompt once."""
     lengths = {name: len(rows) for name, rows in words.items()}
@@ -166,6 +241,6 @@ def _states(
     tokens = [tokenize_prompt(session.tokenizer, text, lengths) for text in texts]
     encoded = backend.encode_prompts(tokens, words, copies=1)
     places = [1 + different.index(text) for text in prompts]
-    if session.bundle.info.guidance_scale <= 1.0:
+    if not guided:
         return encoded[places]
     return encoded[[0] * len(prompts) + places]

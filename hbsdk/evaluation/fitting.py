@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from hbsdk.errors import EvaluationError, HbsdkError
+from hbsdk.evaluation.drawing import OPTIONS
 from hbsdk.evaluation.methods import Method, Pixels, Snapshot
 from hbsdk.evaluation.rows import FitRow
 from hbsdk.evaluation.subjects import EvaluationSubject
+from hbsdk.options import GenerateOptions
 
 if TYPE_CHECKING:
     from hbsdk.session import Session
@@ -25,6 +27,7 @@ def fit_and_draw(
     subject: EvaluationSubject,
     prompts: Sequence[str],
     seeds: Sequence[int],
+    options: GenerateOptions = OPTIONS,
 ) -> Iterator[tuple[FitRow, Pixels | None]]:
     """Yield, for each of the method's budgets, what it cost and what it draws.
 
@@ -37,6 +40,7 @@ def fit_and_draw(
         subject: to personalize.
         prompts: with {} for the subject.
         seeds: of the noise, one a prompt.
+        options: of drawing.
     """
     device = session.torch_backend.device
     waiting = list(method.budgets)
@@ -50,7 +54,7 @@ def fit_and_draw(
             _check_snapshot(method, snapshot, waiting[0])
             assert snapshot is not None
             begun = time.perf_counter()
-            drawn = snapshot.draw(prompts, seeds)
+            drawn = snapshot.draw(prompts, seeds, options)
             seconds = time.perf_counter() - begun
             _check_drawn(method, drawn, len(prompts))
             waiting.pop(0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from hbsdk.errors import EvaluationError, OptionError
 from hbsdk.evaluation.baselines import BASELINES, baselines
+from hbsdk.evaluation.drawing import typed
 from hbsdk.evaluation.methods import Method
 from hbsdk.evaluation.own_methods import HybridBooth, NoPersonalization, WithoutProbe
 from hbsdk.options import PersonalizeOptions
@@ -102,17 +103,8 @@ def _settings(text: str, settings: str) -> dict[str, Any]:
             if key == "steps":
                 found[key] = [int(one) for one in value.split("+")]
             else:
-                found[key] = _typed(value, type(defaults[key]))
+                found[key] = typed(value, type(defaults[key]))
         except ValueError as error:
             kind = type(defaults[key]).__name__
             raise OptionError(f"{key} of method {text!r}", expected=kind, got=value) from error
     return found
-
-
-def _typed(value: str, kind: type) -> Any:
-    """The value as its field has it; bool("False") would be True."""
-    if kind is not bool:
-        return kind(value)
-    if value not in ("True", "False"):
-        raise ValueError(value)
-    return value == "True"

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hbsdk.evaluation.subjects import EvaluationSubject
+from hbsdk.options import GenerateOptions
 
 if TYPE_CHECKING:
     from hbsdk.session import Session
 
 Pixels = npt.NDArray[np.uint8]
-Draw = Callable[[Sequence[str], Sequence[int]], Pixels]
-"""(prompts with {} for the subject, one noise seed a picture) -> (N, H, W, 3) uint8."""
+Draw = Callable[[Sequence[str], Sequence[int], GenerateOptions], Pixels]
+"""(prompts with {} for the subject, one noise seed a picture, how) -> (N, H, W, 3) uint8."""
 
 
 @dataclass(frozen=True)

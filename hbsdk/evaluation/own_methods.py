@@ -15,10 +15,16 @@ from hbsdk.bundle import Bundle
 from hbsdk.bundle_info import sha256_of
 from hbsdk.bundle_source import find_piece
 from hbsdk.errors import BundleError, EvaluationError
-from hbsdk.evaluation.drawing import DrawingNetworks, Floats, draw_prompts, fill, with_noun
+from hbsdk.evaluation.drawing import (
+    DrawingNetworks,
+    Floats,
+    draw_prompts,
+    fill,
+    with_noun,
+)
 from hbsdk.evaluation.methods import Draw, Pixels, Snapshot
 from hbsdk.evaluation.subjects import EvaluationSubject
-from hbsdk.options import PersonalizeOptions
+from hbsdk.options import GenerateOptions, PersonalizeOptions
 from hbsdk.regressor import PromptRegressor
 from hbsdk.session import Session
 
@@ -36,9 +42,12 @@ class NoPersonalization:
     def fit(self, session: Session, subject: EvaluationSubject) -> Iterator[Snapshot]:
         """Yield once: there is nothing to fit."""
 
-        def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Pixels:
+        def draw(
+            prompts: Sequence[str], seeds: Sequence[int], options: GenerateOptions | None = None
+        ) -> Pixels:
             texts = [with_noun(prompt, subject.class_noun) for prompt in prompts]
-            return draw_prompts(session, DrawingNetworks.of(session), texts, seeds)
+            networks = DrawingNetworks.of(session)
+            return draw_prompts(session, networks, texts, seeds, options=options)
 
         yield Snapshot(steps=0, seconds=0.0, draw=draw)
 
@@ -176,9 +185,12 @@ def _with_regressor(session: Session, bundle: Bundle, regressor: PromptRegressor
 
 
 def _with_words(session: Session, words: Floats) -> Draw:
-    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Pixels:
+    def draw(
+        prompts: Sequence[str], seeds: Sequence[int], options: GenerateOptions | None = None
+    ) -> Pixels:
         texts = [fill(prompt, "S*") for prompt in prompts]
-        return draw_prompts(session, DrawingNetworks.of(session), texts, seeds, {"s*": words})
+        networks = DrawingNetworks.of(session)
+        return draw_prompts(session, networks, texts, seeds, {"s*": words}, options)
 
     return draw
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import hbsdk
-from hbsdk.evaluation.drawing import drawing_settings
+from hbsdk.evaluation.drawing import OPTIONS, drawing_settings
 from hbsdk.evaluation.methods import Method
 from hbsdk.evaluation.subjects import EvaluationSet
+from hbsdk.options import GenerateOptions
 
 if TYPE_CHECKING:
     from hbsdk.session import Session
@@ -32,6 +33,7 @@ def describe(
     metrics: Mapping[str, str],
     judge: str | None,
     command: str | None,
+    drawing: GenerateOptions = OPTIONS,
 ) -> dict[str, Any]:
     """Return what was run, JSON-able.
 
@@ -55,7 +57,7 @@ def describe(
         "class_nouns": [subject.class_noun for subject in subjects],
         "prompts": [" / ".join(dict.fromkeys(column)) for column in columns],
         "seeds": seeds,
-        "drawing": drawing_settings(session),
+        "drawing": drawing_settings(session, drawing),
         "metrics": dict(metrics),
         "judge": judge,
         "methods": {

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import hbsdk
 from hbsdk.bundle_info import REQUIRED
 from hbsdk.errors import EvaluationError
-from hbsdk.evaluation.drawing import drawing_settings
+from hbsdk.evaluation.drawing import OPTIONS, drawing_settings
 from hbsdk.evaluation.fitting import fit_and_draw
 from hbsdk.evaluation.measuring import AttributeJudge, Measurer
 from hbsdk.evaluation.methods import Method
@@ -24,6 +24,7 @@ from hbsdk.evaluation.record import describe
 from hbsdk.evaluation.rows import PictureRow
 from hbsdk.evaluation.store import Store, content_hash, file_name, pixels_hash
 from hbsdk.evaluation.subjects import EvaluationSet, EvaluationSubject, Pixels
+from hbsdk.options import GenerateOptions
 
 if TYPE_CHECKING:
     from hbsdk.session import Session
@@ -44,6 +45,7 @@ def evaluate(
     progress: bool = True,
     part: tuple[int, int] = (0, 1),
     command: str | None = None,
+    drawing: GenerateOptions = OPTIONS,
 ) -> None:
     """Fit, draw and measure; write photos, pictures, `pictures.jsonl`, `fits.jsonl`, `run.json`.
 
@@ -69,13 +71,14 @@ def evaluate(
         part: (i, n) does every n-th subject, from the i-th; n processes may share `out`, and each
             puts together the rows of all that is done.
         command: as it was typed, for run.json.
+        drawing: how pictures are drawn, as of `parse_drawing`.
 
     Raises:
         EvaluationError: bad arguments, or `out` cannot be written.
     """
     _check(evaluation_set, methods, seeds, part)
     store = Store(out)
-    run = _Run(session, evaluation_set, seeds, metrics, judge, store)
+    run = _Run(session, evaluation_set, seeds, metrics, judge, store, drawing)
     session.prewarm()
     session.tokenizer  # noqa: B018 - loaded now, so that the first fit's time is without it
     mine = range(part[0], len(evaluation_set.subjects), part[1])
@@ -90,7 +93,7 @@ def evaluate(
                 bar.update()
     about = describe(
         session, evaluation_set, methods, seeds=seeds, metrics=metrics.names,
-        judge=None if judge is None else judge.name, command=command,
+        judge=None if judge is None else judge.name, command=command, drawing=drawing,
     )  # fmt: skip
     with store.lock():
         run.assemble(methods)
@@ -108,8 +111,9 @@ class _Run:
         metrics: Metrics,
         judge: AttributeJudge | None,
         store: Store,
+        drawing: GenerateOptions,
     ) -> None:
-        self.session, self.seeds, self.store = session, seeds, store
+        self.session, self.seeds, self.store, self.drawing = session, seeds, store, drawing
         self.subjects = evaluation_set.subjects
         self.measurer = Measurer(self.subjects, metrics, judge)
 
@@ -168,7 +172,7 @@ class _Run:
             "class_noun": subject.class_noun,
             "prompts": list(subject.prompts),
             "seeds": self.seeds,
-            "drawing": drawing_settings(self.session),
+            "drawing": drawing_settings(self.session, self.drawing),
         })  # fmt: skip
 
     def _is_whole(self, kept: Mapping[str, Any]) -> bool:
@@ -186,7 +190,8 @@ class _Run:
         prompts = list(subject.prompts) * self.seeds
         noise = [_SEEDS_A_PROMPT * p + s for s in range(self.seeds) for p in range(count)]
         fits, pictures, grids = [], {}, {}
-        for row, drawn in fit_and_draw(method, self.session, subject, prompts, noise):
+        found = fit_and_draw(method, self.session, subject, prompts, noise, self.drawing)
+        for row, drawn in found:
             fits.append(asdict(row))
             if drawn is None:
                 continue

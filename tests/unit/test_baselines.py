@@ -21,6 +21,7 @@ from hbsdk.evaluation.baselines.examples import initial_words, square
 from hbsdk.evaluation.baselines.few_shot import Baseline, Fit, Stopwatch
 from hbsdk.evaluation.drawing import DrawingNetworks, draw_prompts
 from hbsdk.evaluation.subjects import EvaluationSubject
+from hbsdk.options import GenerateOptions
 
 # Rates at which random networks of this size learn within a few steps.
 RATES = {
@@ -37,7 +38,7 @@ def make(name: str, **options: Any) -> Baseline:
 
 @pytest.fixture(autouse=True)
 def few_steps_of_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "STEPS", 3)
+    monkeypatch.setattr(drawing, "OPTIONS", GenerateOptions(num_inference_steps=3))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from hbsdk.bundle import Bundle
 from hbsdk.engine_spec import (
     NETWORKS,
     RUNTIME_ENGINES,
+    SHALLOW_STEP,
     TO_PERSONALIZE,
     Axis,
     EngineSpec,
@@ -26,7 +27,7 @@ from tests.tiny_bundle import IMAGE_SIZE, LATENT_SIZE, WIDTH, write_tiny_bundle
 SD15 = NetworkSizes(
     image_size_px=512, latent_channels=4, vae_scale_factor=8, unet_scale_factor=8, text_tokens=77,
     word_dim=768, context_dim=768, num_words=5, image_tokens=257, clip_dim=1024, dino_dim=1024,
-    masked=False,
+    deep_width=320, masked=False,
 )  # fmt: skip
 FLOAT32 = dict.fromkeys(NETWORKS, "float32")
 SIDE = Axis(512, 512, 768)
@@ -49,6 +50,23 @@ def test_all_graphs_are_there_and_graphs_of_a_network_share_a_folder():
     files = [spec.file for spec in specs.values()]
     assert len(set(files)) == len(files)
     assert all(spec.file.startswith(f"{spec.network}/") for spec in specs.values())
+
+
+def test_deep_features_add_an_output_and_a_graph_and_change_nothing_else():
+    plain, deep = specs_of(), specs_of(deep_features=True)
+    added = {"deep_features": ("rows", 320, "height", "width")}
+    assert set(deep) == {*plain, SHALLOW_STEP}
+    assert {name for name in plain if plain[name] != deep[name]} == {"denoise_step"}
+    whole, shallow = deep["denoise_step"], deep[SHALLOW_STEP]
+    assert whole.inputs == plain["denoise_step"].inputs
+    assert shapes(whole) == shapes(plain["denoise_step"]) | added
+    assert [one.name for one in whole.outputs] == ["next_sample", "x0", "deep_features"]
+    assert shallow.outputs == plain["denoise_step"].outputs
+    assert shallow.inputs == (*whole.inputs, whole.outputs[-1])
+    assert shallow.file == "unet/denoise_step_shallow.onnx"
+    half = specs_of(deep_features=True, precision=FLOAT32 | {"unet": "float16"})
+    assert half[SHALLOW_STEP].inputs[-1] == half["denoise_step"].outputs[-1]
+    assert half[SHALLOW_STEP].inputs[-1].dtype == "float16"
 
 
 def test_shapes_of_stable_diffusion():
@@ -221,6 +239,7 @@ def test_sizes_are_the_bundles_and_its_networks(tiny_bundle):
         text_tokens=77,
         word_dim=WIDTH,
         context_dim=unet.config.cross_attention_dim,
+        deep_width=unet.up_blocks[-1].resnets[-1].in_channels - unet.conv_in.out_channels,
         num_words=5,
         image_tokens=clip[1],
         clip_dim=clip[2],

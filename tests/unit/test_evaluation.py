@@ -491,7 +491,7 @@ class Painter:
             yield Snapshot(steps, 0.5 * steps, self._draw(subject, steps))
 
     def _draw(self, subject: EvaluationSubject, steps: int):
-        def draw(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        def draw(prompts: Sequence[str], seeds: Sequence[int], *_: object) -> np.ndarray:
             self.drawn += 1
             return np.stack([
                 np.random.default_rng(seed).integers(0, 40, (SIDE, SIDE, 3)).astype(np.uint8)

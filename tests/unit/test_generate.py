@@ -191,7 +191,8 @@ class ToyRuntime:
     def model(latents, timestep):
         return 0.3 * latents + np.float32(timestep / 1000.0)
 
-    def denoise_step(self, latents, previous_x0, states, guidance_scale, coefficients):
+    def denoise_step(self, latents, previous_x0, states, guidance_scale, coefficients, features):
+        assert features == "off"
         k = coefficients
         self.rows.append((states, guidance_scale, previous_x0))
         x0 = k.p * latents + k.q * self.model(latents, k.timestep)

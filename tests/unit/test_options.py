@@ -51,6 +51,9 @@ GENERATE = [
     ("timestep_spacing", [None, "leading", "linspace", "trailing"], ["karras", "Trailing", "", 1]),
     ("use_karras_sigmas", [None, True, False], ["yes", "", 2, 0.5]),
     ("output_type", ["pil", "np", "latent"], ["pt", "PIL", None]),
+    ("speed", ["exact", "balanced", "fast"], ["slow", "Fast", "", None, 2]),
+    ("guidance_stop", [None, 0, 0.0, 0.5, 1, 1.0], [-0.1, 1.1, NAN, INFINITE, True, "0.5"]),
+    ("feature_interval", [None, 1, 2, 1000], [0, -1, 1001, 2.0, True, "2"]),
     ("seed", [0, 2**64 - 1], [-1, 2**64, 0.5, False]),
 ]
 GOOD = [

@@ -25,7 +25,7 @@ from hbsdk.network_sizes import NetworkSizes, network_sizes
 SD15 = NetworkSizes(
     image_size_px=512, latent_channels=4, vae_scale_factor=8, unet_scale_factor=8, text_tokens=77,
     word_dim=768, context_dim=768, num_words=5, image_tokens=257, clip_dim=1024, dino_dim=1024,
-    masked=False,
+    deep_width=320, masked=False,
 )  # fmt: skip
 CPU = (RECIPES / "mini-cpu.toml").read_text()
 RTX = (RECIPES / "mini-tensorrt-rtx.toml").read_text()

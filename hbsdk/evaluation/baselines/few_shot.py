@@ -23,6 +23,7 @@ from hbsdk.evaluation.baselines.examples import PLACEHOLDER
 from hbsdk.evaluation.drawing import DrawingNetworks, draw_prompts, fill
 from hbsdk.evaluation.methods import Snapshot
 from hbsdk.evaluation.subjects import EvaluationSubject, Pixels
+from hbsdk.options import GenerateOptions
 
 if TYPE_CHECKING:
     from hbsdk.session import Session
@@ -211,7 +212,9 @@ class _Drawing:
         self._session, self._fit = session, fit
         self._expired = False
 
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Pixels:
+    def __call__(
+        self, prompts: Sequence[str], seeds: Sequence[int], options: GenerateOptions | None = None
+    ) -> Pixels:
         if self._expired:
             raise EvaluationError(
                 "snapshot", expected="to be drawn before the next is asked for", got="a later call",
@@ -220,7 +223,7 @@ class _Drawing:
         fit = self._fit
         words = {} if fit.words is None else {PLACEHOLDER: fit.words.detach().cpu().numpy()}
         texts = [fill(prompt, fit.noun) for prompt in prompts]
-        return draw_prompts(self._session, fit.networks, texts, seeds, words)
+        return draw_prompts(self._session, fit.networks, texts, seeds, words, options)
 
     def expire(self) -> None:
         """Let go of the networks."""
