@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hbsdk.bench.arguments import run
+from hbsdk.bench.report import Report
+from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import default_root
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,11 +42,13 @@ loaded = time.perf_counter()
 session.generate("a picture of a cat", seed=0)
 drawn = time.perf_counter()
 print(json.dumps({
-    "import_hbsdk_s": imported - started,
-    "open_session_s": opened - imported,
-    "load_networks_s": loaded - opened,
-    "first_picture_s": drawn - loaded,
-    "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+    "samples": {
+        "import hbsdk": [imported - started],
+        "open a session": [opened - imported],
+        "load all networks": [loaded - opened],
+        "first picture": [drawn - loaded],
+    },
+    "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
 }))
 """
 
@@ -73,57 +74,57 @@ def installed_bytes(folder: Path) -> int:
 
 def packages_of(python: Path) -> dict[str, str]:
     """Return the version of every package that is installed."""
-    command = [python, "-m", "pip", "list", "--format", "json"]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
-    listed = {one["name"]: one["version"] for one in json.loads(run.stdout)}
-    return {name: number for name, number in listed.items() if name not in _NOT_COUNTED}
+    listed = json.loads(_output([str(python), "-m", "pip", "list", "--format", "json"]))
+    return {one["name"]: one["version"] for one in listed if one["name"] not in _NOT_COUNTED}
 
 
-def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(name: str, arguments: argparse.Namespace, folder: Path, report: Report) -> None:
     """Make an environment and measure it."""
     extras, engine = ENVIRONMENTS[name]
     python = make_environment(folder, extras)
     engines = "" if engine == "torch" else str(arguments.engines.resolve())
+    report.note(
+        name, install=f'pip install ".[{extras}]"', engine=engine,
+        installed_bytes=installed_bytes(folder), packages=packages_of(python),
+    )  # fmt: skip
     # Isolated: the checkout itself is not imported. One run more warms the disk's cache.
-    command = [python, "-I", "-c", _PROGRAM, engine, engines]
-    runs = [
-        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
-        for _ in range(arguments.runs + 1)
-    ][1:]
-    medians = {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
-    return {
-        "install": f'pip install ".[{extras}]"',
-        "engine": engine,
-        "installed_mb": round(installed_bytes(folder) / 1e6, 1),
-        **medians,
-        "runs": len(runs),
-        "packages": packages_of(python),
-    }
+    command = [str(python), "-I", "-c", _PROGRAM, engine, engines]
+    _output(command)
+    while report.turns(name) < arguments.runs:
+        answer: dict[str, Any] = json.loads(_output(command))
+        report.saw(name, answer)
+        report.add(name, answer)
+        report.write()
 
 
-def main() -> None:
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+
+
+def measure_all(arguments: argparse.Namespace) -> Report:
+    """Measure both environments; what an earlier run has measured is kept."""
+    bundle = Bundle.open()
+    report = Report(arguments.out, "footprint", {}, {"name": bundle.info.name, "hash": bundle.hash})
+    for name in ENVIRONMENTS:
+        if report.turns(name) < arguments.runs:
+            with TemporaryDirectory() as folder:
+                try:
+                    measure(name, arguments, Path(folder), report)
+                except subprocess.CalledProcessError as error:
+                    report.fail(name, f"{error}: {error.stderr or ''}"[-1000:])
+            report.write()
+    return report
+
+
+def main() -> int:
     """Measure and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", type=Path, default=default_root(), help="of the mini bundle")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    found = {}
-    for name in ENVIRONMENTS:
-        with TemporaryDirectory() as folder:
-            found[name] = measure(name, arguments, Path(folder))
-        shown = {key: value for key, value in found[name].items() if key != "packages"}
-        print(name, json.dumps(shown), flush=True)
-    report = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": time.strftime("%Y-%m-%d"),
-        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, {platform.system()}",
-        "python": platform.python_version(),
-        "environments": found,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    return run(lambda: measure_all(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

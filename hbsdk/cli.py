@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from hbsdk.cli_bench import bench
 from hbsdk.cli_errors import errors_in_one_line
 from hbsdk.cli_evaluate import evaluate
 from hbsdk.cli_pack import pack
@@ -26,7 +27,7 @@ app = typer.Typer(
     help="One photo of a subject in; pictures of that subject in any prompt out.",
 )  # fmt: skip
 
-for _command in (train, evaluate, layers, pack):
+for _command in (train, evaluate, layers, pack, bench):
     app.command()(_command)
 
 Bundle = Annotated[
@@ -112,6 +113,9 @@ def generate(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the noise; picture i starts from seed + i.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="The prompt's weight.")] = None,
+    speed: Annotated[
+        str, typer.Option(help="exact, balanced or fast.")
+    ] = "exact",
     negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
     bundle: Bundle = None,
     device: Device = None,
@@ -127,7 +131,7 @@ def generate(
         subjects = [Subject.load(path) for path in subject or []]
         pictures = session.generate(
             prompt, subjects, num_images_per_prompt=number, num_inference_steps=steps, seed=seed,
-            negative_prompt=negative, guidance_scale=guidance,
+            negative_prompt=negative, guidance_scale=guidance, speed=speed,
         )  # fmt: skip
         for path, picture in zip(_numbered(output, len(pictures)), pictures, strict=True):
             picture.save(path)

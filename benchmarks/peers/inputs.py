@@ -1,0 +1,55 @@
+"""What all peers start from, and the times of a pipeline's steps; hbsdk is not imported."""
+
+from __future__ import annotations
+
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+
+def read_inputs(path: str) -> dict[str, Any]:
+    """Return the arrays that hbsdk wrote: noise, states, guidance and the sampler's table."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def synchronise() -> None:
+    """Wait for the GPU, if torch has used one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def timed_picture(pipeline: Any, settings: dict[str, Any], inputs: dict[str, Any]) -> Any:
+    """Draw with a diffusers-like pipeline; return (samples, picture)."""
+    ends: list[float] = []
+
+    def on_step_end(_: Any, __: int, ___: Any, values: dict[str, Any]) -> dict[str, Any]:
+        synchronise()
+        ends.append(time.perf_counter())
+        return values
+
+    started = time.perf_counter()
+    picture = pipeline(
+        **inputs, num_inference_steps=settings["steps"], guidance_scale=settings["guidance_scale"],
+        output_type="np", callback_on_step_end=on_step_end,
+    ).images[0]  # fmt: skip
+    seconds = time.perf_counter() - started
+    samples = {f"picture of {settings['steps']} steps": [seconds]}
+    if len(ends) > 1:
+        samples["guided step"] = np.diff(ends).tolist()
+    return samples, picture
