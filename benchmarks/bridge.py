@@ -1,0 +1,151 @@
+"""The C++ bridge against Python on the same engines: start-up, host time and memory.
+
+    python benchmarks/bridge.py --engines engines/built/mini-cpu-... --cli BUILD/hbsdk-cli --out F
+
+Fresh processes, C++ and Python in turns, each drawing one picture of 20 steps and ending. Wall time
+is from before the process starts until its picture is written. `os.wait4` tells each one's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+PROMPT = "a picture of a cat in the snow"
+STEPS = 20
+
+# As short as a user of Python would write it.
+_PYTHON = """
+import sys
+import hbsdk
+engines, bundle, prompt, steps, out = sys.argv[1:]
+session = hbsdk.Session(bundle or None, engine="onnxruntime", engines=engines, device="cpu",
+                        progress=False)
+session.generate(prompt, seed=1, num_inference_steps=int(steps))[0].save(out)
+"""
+
+
+def run(command: list[str]) -> tuple[str, float, float]:
+    """Run a process; return what it printed, its seconds, and its peak memory in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    assert process.stdout is not None
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if status != 0:
+        raise SystemExit(f"{command} ended with {status}")
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return printed, seconds, usage.ru_maxrss * unit_bytes / 1e6
+
+
+def commands(arguments: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
+    """Return each side's command line."""
+    engines = str(arguments.engines)
+    bundle = "" if arguments.bundle is None else str(arguments.bundle)
+    cpp = [
+        str(arguments.cli), "generate", "--engines", engines, "--prompt", PROMPT, "--steps",
+        str(STEPS), "--seed", "1", "--device", "cpu", "--quiet", "--stats", "--out",
+        str(folder / "cpp.png"),
+    ]  # fmt: skip
+    out = str(folder / "python.png")
+    python = [sys.executable, "-c", _PYTHON, engines, bundle, PROMPT, str(STEPS), out]
+    return {"cpp": cpp, "python": python}
+
+
+def psnr_db(folder: Path) -> float:
+    """Compare the two pictures."""
+    from PIL import Image
+
+    one, other = (
+        np.asarray(Image.open(folder / f"{name}.png"), np.float64) for name in ("cpp", "python")
+    )
+    error = np.square(one - other).mean()
+    return 120.0 if error == 0 else round(float(10 * np.log10(255**2 / error)), 1)
+
+
+def summary(values: list[float], digits: int) -> dict[str, float]:
+    """Return median and 95th percentile."""
+    return {
+        "median": round(statistics.median(values), digits),
+        "p95": round(float(np.percentile(values, 95)), digits),
+    }
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run both in turns; the first of each only warms the disk's cache."""
+    seconds: dict[str, list[float]] = {"cpp": [], "python": []}
+    memory_mb: dict[str, list[float]] = {"cpp": [], "python": []}
+    shares, stats = [], []
+    with TemporaryDirectory() as name:
+        both = commands(arguments, Path(name))
+        for repeat in tqdm(range(arguments.repeats + 1), disable=arguments.quiet):
+            for side, command in both.items():
+                printed, spent, peak = run(command)
+                if repeat == 0:
+                    continue
+                seconds[side].append(spent)
+                memory_mb[side].append(peak)
+                if side == "cpp":
+                    stats.append(json.loads(printed.splitlines()[-1]))
+                    one = stats[-1]
+                    drawing_ms = one["total_ms"] - one["loading_ms"]
+                    shares.append(1.0 - one["graphs_ms"] / drawing_ms)
+        quality = psnr_db(Path(name))
+    return {
+        "start_to_picture_s": {side: summary(values, 4) for side, values in seconds.items()},
+        "peak_memory_mb": {side: summary(values, 1) for side, values in memory_mb.items()},
+        "cpp_host_share_of_drawing": summary(shares, 5),
+        "cpp_ms": {key: summary([one[key] for one in stats], 2) for key in stats[0]},
+        "psnr_db": quality,
+        "runs": {"start_to_picture_s": seconds, "peak_memory_mb": memory_mb},
+    }
+
+
+def main() -> None:
+    """Measure and write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engines", type=Path, required=True, help="an engine folder")
+    parser.add_argument("--bundle", type=Path, help="that they are of; mini by default")
+    parser.add_argument("--cli", type=Path, required=True, help="hbsdk-cli of a release build")
+    parser.add_argument("--repeats", type=int, default=7, help="at least 5")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.repeats < 5:
+        parser.error("--repeats: expected at least 5")
+    measured = measure(arguments)
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    report = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),  # noqa: S603
+        "date": time.strftime("%Y-%m-%d"),
+        "device": f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} of {os.cpu_count()} "
+        f"cores, {platform.system()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("hbsdk", "numpy", "onnxruntime")},
+        "engines": arguments.engines.name,
+        "steps": STEPS,
+        **measured,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    print(json.dumps({key: measured[key] for key in measured if key != "runs"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
