@@ -38,6 +38,11 @@ def test_a_photo_becomes_a_subject_and_pictures(photo: Path, tmp_path: Path) -> 
     first, second = (np.array(Image.open(tmp_path / f"out-{i}.png")) for i in range(2))
     assert first.shape == (64, 64, 3)
     assert (first != second).any()
+    faster = RUN.invoke(
+        app, [*words, "-n", "1", "--seed", "3", "--speed", "fast", "-o", str(picture)]
+    )
+    assert faster.exit_code == 0, faster.output
+    assert (np.array(Image.open(picture)) != first).any()
 
 
 def test_bad_input_ends_in_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -45,6 +50,7 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(tmp_path: Path) -> None:
         ["personalize", str(tmp_path / "none.png"), "-o", str(tmp_path / "x.safetensors")],
         ["generate", "S* in the snow", "-o", str(tmp_path / "x.png")],
         ["generate", "a cat", "--steps", "0", "-o", str(tmp_path / "x.png")],
+        ["generate", "a cat", "--speed", "slow", "-o", str(tmp_path / "x.png")],
         ["generate", "a cat", "--bundle", str(tmp_path), "-o", str(tmp_path / "x.png")],
     ):
         result = RUN.invoke(app, arguments)

@@ -79,6 +79,32 @@ def test_photos_to_a_report(arguments: list[str], photos: Path, tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in (out / "done").glob("*.json")} == before
 
 
+def test_other_drawing_is_kept_apart_and_told(
+    arguments: list[str], photos: Path, tmp_path: Path
+) -> None:
+    def drawing(*given: str) -> tuple[dict[str, object], set[str], bytes]:
+        result = run(
+            "--set", photos, "--method", "class-word", "--seeds", 1, "-o", tmp_path / "out",
+            *given, *arguments,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        about = json.loads((tmp_path / "out" / "run.json").read_text())
+        kept = {path.name for path in (tmp_path / "out" / "done").glob("*.json")}
+        (picture,) = (tmp_path / "out" / "pictures" / "class-word").rglob("*mug*.png")
+        return about["drawing"], kept, picture.read_bytes()
+
+    plain, kept, picture = drawing("--drawing", "num_inference_steps=4")
+    assert set(plain) == {"sampler", "num_inference_steps", "guidance_scale"}
+    assert plain["num_inference_steps"] == 4
+    faster, more, other = drawing(
+        "--drawing", "num_inference_steps=4,guidance_stop=0.5,feature_interval=2"
+    )
+    assert faster == {**plain, "guidance_stop": 0.5, "feature_interval": 2}
+    assert kept < more
+    assert other != picture
+    assert drawing("--drawing", "num_inference_steps=4,guidance_stop=1.0") == (plain, more, picture)
+
+
 class Judge:
     name = "a judge"
 
@@ -126,6 +152,10 @@ def test_a_failure_shows_in_the_exit_status(
         (("--method", "magic"), "magic"), (("--set", "/no/such/folder"), "--set"),
         (("--seeds", "0"), "seeds"), (("--subjects", "9"), "subjects"),
         (("--clip", "/no/such/clip"), "--clip"), (("--regressor", "x"), "--regressor"),
+        (("--drawing", "guidance_stop=2"), "guidance_stop"), (("--drawing", "seed=1"), "seed=1"),
+        (("--drawing", "speed"), "--drawing"), (("--drawing", "speed=quick"), "exact, balanced"),
+        (("--drawing", "feature_interval=two"), "feature_interval of --drawing"),
+        (("--drawing", "sampler=HeunDiscreteScheduler"), "dpm++2m"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(
