@@ -38,9 +38,9 @@ def test_a_preset_takes_a_share_of_the_steps_and_leaves_what_is_given(speed):
         assert pace.num_inference_steps == max(1, round(steps * preset.steps))
         assert pace.guidance_stop == preset.guidance_stop
         assert pace.feature_interval == preset.feature_interval
-    given = GenerateOptions(speed=speed, guidance_stop=1.0, feature_interval=7)
-    assert (pace_of(given).guidance_stop, pace_of(given).feature_interval) == (1.0, 7)
-    assert pace_of(replace(given, speed="exact")) == Pace(20, 1.0, 7)
+    given = GenerateOptions(speed=speed, guidance_stop=0.4, feature_interval=7)
+    assert (pace_of(given).guidance_stop, pace_of(given).feature_interval) == (0.4, 7)
+    assert pace_of(replace(given, speed="exact")) == Pace(20, 0.4, 7)
 
 
 def guided_by_diffusers(count: int, stop: float) -> list[bool]:
