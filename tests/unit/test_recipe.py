@@ -42,8 +42,8 @@ def parse(folder: Path, text: str, name: str = "mini-cpu") -> Recipe:
 
 def test_the_recipes_that_the_issue_asks_for_are_there() -> None:
     assert recipe_names() == [
-        "mini-cpu", "mini-tensorrt-rtx", "sd15-jetson", "sd15-onnxruntime-cuda", "sd15-tensorrt",
-        "sd15-tensorrt-rtx",
+        "mini-cpu", "mini-tensorrt-rtx", "sd15-cpu", "sd15-jetson", "sd15-onnxruntime-cuda",
+        "sd15-tensorrt", "sd15-tensorrt-rtx",
     ]  # fmt: skip
 
 
