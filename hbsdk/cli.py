@@ -113,9 +113,7 @@ def generate(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the noise; picture i starts from seed + i.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="The prompt's weight.")] = None,
-    speed: Annotated[
-        str, typer.Option(help="exact, balanced or fast.")
-    ] = "exact",
+    speed: Annotated[str, typer.Option(help="exact, balanced or fast.")] = "exact",
     negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
     bundle: Bundle = None,
     device: Device = None,

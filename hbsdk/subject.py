@@ -69,10 +69,13 @@ class Subject:
             The file. It is written whole or not at all, and replaces one that is there.
 
         Raises:
-            SubjectError: the file's name cannot be used, or the file cannot be written.
+            SubjectError: the file's name cannot be used, the metadata are too long with what
+                saving adds, or the file cannot be written.
         """
         file = subject_path(path, self.name)
-        write_atomically(file, encode_subject(self.words, file.stem, self.metadata))
+        data = encode_subject(self.words, file.stem, self.metadata)
+        _check_metadata(decode_subject(data, str(file))[1], f"subject {self.name!r}")
+        write_atomically(file, data)
         return file
 
     @classmethod

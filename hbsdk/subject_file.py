@@ -261,7 +261,10 @@ def _only_tensor(tensors: Any, what: str) -> npt.NDArray[np.floating[Any]]:
         raise SubjectError(
             f"{what}, tensor {name!r}", expected="F32, F16 or BF16", got=tensor["dtype"]
         )
-    values = decode(bytes(tensor["data"])).reshape(tuple(tensor["shape"]))
+    shape = tuple(tensor["shape"])
+    if 0 in shape:  # numpy refuses some of them with an error of its own
+        raise SubjectError(f"{what}, tensor {name!r}", expected="numbers", got=f"shape {shape}")
+    values = decode(bytes(tensor["data"])).reshape(shape)
     return values.reshape(1, -1) if values.ndim == 1 else values
 
 

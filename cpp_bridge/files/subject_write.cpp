@@ -71,7 +71,10 @@ std::map<std::string, std::string> header_metadata(const Subject& subject, const
 // Readers count the title and the rest that is written beside what was given.
 void check_size(const std::map<std::string, std::string>& metadata, const std::string& title) {
     std::size_t size = 0;
-    for (const auto& [key, value] : metadata) size += key.size() + value.size();
+    for (const auto& [key, value] : metadata) {
+        const bool is_own = key.rfind("hbsdk.", 0) == 0;  // read without this prefix
+        size += key.size() - (is_own ? 6 : 0) + value.size();
+    }
     if (size <= max_metadata_bytes) return;
     throw Error(Status::invalid_argument, "subject " + in_quotes(title) + ", metadata",
                 "at most " + std::to_string(max_metadata_bytes) +

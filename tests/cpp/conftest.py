@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from tests.cpp.files_check import FilesCheck
 from tests.cpp.library import Bridge
 
 CHECKOUT = Path(__file__).parents[2]
@@ -80,6 +81,13 @@ def build_preset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 def bridge_build(build_preset: Callable[..., Path]) -> Path:
     """Return the folder of the release build: libhbsdk.so, hbsdk-cli, examples, test programs."""
     return build_preset("release", "-DHBSDK_BUILD_TESTS=ON")
+
+
+@pytest.fixture(scope="session")
+def files_check(bridge_build: Path) -> FilesCheck:
+    """Return the program over the readers of files and text."""
+    (program,) = bridge_build.rglob("files-check")
+    return FilesCheck(program)
 
 
 @pytest.fixture(scope="session")

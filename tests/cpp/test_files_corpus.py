@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ("tests.cpp.files_plugin",)
-
 CORPUS = Path(__file__).parents[2] / "cpp_bridge" / "fuzz" / "corpus"
 
 

@@ -22,8 +22,6 @@ from tests.cpp.files_check import FilesCheck, damaged, is_error, status_of
 from tests.cpp.library import DAMAGED, MISMATCH, NOT_FOUND
 from tests.engine_files import change_byte, reopen, write_engines
 
-pytest_plugins = ("tests.cpp.files_plugin",)
-
 RUNTIMES = ("onnxruntime", "tensorrt_rtx", "tensorrt")
 
 

@@ -20,8 +20,6 @@ from tests.cpp.library import BAD_PROMPT, INVALID_ARGUMENT
 from tests.cpp.unicode_versions import is_alike
 from tests.unit.test_tokenizer import random_texts
 
-pytest_plugins = ("tests.cpp.files_plugin",)
-
 WORDS = {"<a>": 1, "<fox>": 5, "<my-fox.2>": 3, "s*": 5}
 PIECES = (
     "S*", "s*", "<fox>", "<FOX>", "<Fox>", "<a>", "<my-fox.2>", "<\u212a>", "<f ox>", "<>", "<<a>>",

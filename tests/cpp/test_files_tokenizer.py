@@ -19,8 +19,6 @@ from tests.cpp.library import BAD_PROMPT, DAMAGED, MISMATCH, NOT_FOUND
 from tests.cpp.unicode_versions import is_alike
 from tests.unit.test_tokenizer import BOS, EOS, FILES, TEXTS, random_texts, write_as_sd15
 
-pytest_plugins = ("tests.cpp.files_plugin",)
-
 ALIKE = [text for text in TEXTS if is_alike(text)]
 SPECIAL = [
     "<|endoftext|>", "<|startoftext|><|endoftext|>'s", "!<|endoftext|>!",

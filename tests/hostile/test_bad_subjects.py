@@ -70,6 +70,10 @@ BAD = {
     "offsets with a hole": (file_bytes(entry(shape=[5, 14], data_offsets=[40, 320])), "offset"),
     "negative offsets": (file_bytes(entry(data_offsets=[-320, 0])), "JSON"),
     "overflowing shape": (file_bytes(entry(shape=[2**62, 2**62])), "overflow"),
+    "nothing of a huge shape": (
+        file_bytes(entry(shape=[0, 2**62], data_offsets=[0, 0]), b""),
+        "numbers",
+    ),
     "negative shape": (file_bytes(entry(shape=[-5, -16])), "JSON"),
     "shape of another size": (file_bytes(entry(shape=[5, 17])), "safetensors"),
     "unknown dtype": (file_bytes(entry(dtype="F31")), "unknown variant"),

@@ -208,6 +208,16 @@ def test_large_words_just_within_the_bound_pass():
     Subject(np.full((5, 8), 4.0), "fox")
 
 
+def test_what_is_saved_can_be_loaded_or_is_refused(tmp_path):
+    """Saving adds metadata of its own, and reading bounds them all together."""
+    fits = Subject(random_words(), "fox", {"a": "x" * (255 * 2**10)})
+    assert Subject.load(fits.save(tmp_path)).metadata["a"] == fits.metadata["a"]
+    before = (tmp_path / "fox.safetensors").read_bytes()
+    with pytest.raises(SubjectError, match="'fox', metadata: expected at most 262144 bytes"):
+        Subject(random_words(), "fox", {"a": "x" * (256 * 2**10 - 1)}).save(tmp_path)
+    assert (tmp_path / "fox.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize("metadata", [{"steps": 5}, {1: "a"}, {"a": "x" * 300_000}])
 def test_metadata_is_a_moderate_amount_of_text(metadata):
     with pytest.raises(SubjectError, match="metadata"):
