@@ -2,8 +2,8 @@
 
     python benchmarks/bridge.py --engines engines/built/mini-cpu-... --cli BUILD/hbsdk-cli --out F
 
-Fresh processes, C++ and Python in turns, each drawing one picture of 20 steps and ending. Wall time
-is from before the process starts until its picture is written. `os.wait4` tells each one's memory.
+Fresh processes, C++ and Python in turns, each drawing one picture and ending. Wall time is from
+before the process starts until its picture is written. `os.wait4` tells each one's memory.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "a picture of a cat in the snow"
-STEPS = 20
 
 # As short as a user of Python would write it.
 _PYTHON = """
 import sys
 import hbsdk
-engines, bundle, prompt, steps, out = sys.argv[1:]
+engines, bundle, prompt, steps, side, out = sys.argv[1:]
 session = hbsdk.Session(bundle or None, engine="onnxruntime", engines=engines, device="cpu",
                         progress=False)
-session.generate(prompt, seed=1, num_inference_steps=int(steps))[0].save(out)
+side = int(side) or None
+drawn = session.generate(prompt, seed=1, num_inference_steps=int(steps), height=side, width=side)
+drawn[0].save(out)
 """
 
 
@@ -57,13 +58,14 @@ def commands(arguments: argparse.Namespace, folder: Path) -> dict[str, list[str]
     """Return each side's command line."""
     engines = str(arguments.engines)
     bundle = "" if arguments.bundle is None else str(arguments.bundle)
+    steps, side = str(arguments.steps), str(arguments.side_px)
     cpp = [
-        str(arguments.cli), "generate", "--engines", engines, "--prompt", PROMPT, "--steps",
-        str(STEPS), "--seed", "1", "--device", "cpu", "--quiet", "--stats", "--out",
-        str(folder / "cpp.png"),
+        str(arguments.cli), "generate", "--engines", engines, "--prompt", PROMPT, "--steps", steps,
+        "--height", side, "--width", side, "--seed", "1", "--device", "cpu", "--quiet", "--stats",
+        "--out", str(folder / "cpp.png"),
     ]  # fmt: skip
     out = str(folder / "python.png")
-    python = [sys.executable, "-c", _PYTHON, engines, bundle, PROMPT, str(STEPS), out]
+    python = [sys.executable, "-c", _PYTHON, engines, bundle, PROMPT, steps, side, out]
     return {"cpp": cpp, "python": python}
 
 
@@ -123,6 +125,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="that they are of; mini by default")
     parser.add_argument("--cli", type=Path, required=True, help="hbsdk-cli of a release build")
     parser.add_argument("--repeats", type=int, default=7, help="at least 5")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--side-px", type=int, default=0, help="0 is the bundle's own")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -139,7 +143,8 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("hbsdk", "numpy", "onnxruntime")},
         "engines": arguments.engines.name,
-        "steps": STEPS,
+        "steps": arguments.steps,
+        "side_px": arguments.side_px or "the bundle's own",
         **measured,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
