@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ from hbsdk.options import PersonalizeOptions
 
 Summary = Mapping[str, Any]
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; markers tell them apart in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _CEILING, _FLOOR, _OTHER = "#555555", "#999999", "#BBBBBB"
 _STYLE: Any = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.0,
@@ -29,6 +30,9 @@ _STYLE: Any = {
     "xtick.color": "#444444", "ytick.color": "#444444", "legend.frameon": False,
     "svg.fonttype": "path", "svg.hashsalt": "hbsdk",
 }  # fmt: skip
+_LEGEND_LETTERS = 145  # that fit side by side below two panels
+_HANDLE_LETTERS = 8
+_LEGEND_ROW_INCHES = 0.2
 _LEAST_SECONDS = 1e-3  # a fit that takes no time has no place on a log axis
 
 
@@ -71,7 +75,7 @@ def _quality_against_seconds(summary: Summary) -> Figure | None:
     if not metrics:
         return None
     order = sorted(curves, key=lambda method: (method != FULL, method != PROBE))
-    figure, panels = _panels(len(metrics), height=4.4)
+    figure, panels = _panels(len(metrics), height=3.8)
     for axes, metric in zip(panels, metrics, strict=True):
         _levels(axes, summary, metric, along="x")
         for number, method in enumerate(order):
@@ -94,7 +98,7 @@ def _curve(
         [max(point["seconds"], _LEAST_SECONDS) for point in shown],
         [value["mean"] for value in values],
         yerr=_bars(values),
-        label=method, capsize=2.5, elinewidth=1.0,
+        label=_told(method), capsize=2.5, elinewidth=1.0,
         color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)],
         linewidth=2.4 if method == FULL else 1.4, markersize=7.5 if method == FULL else 5.0,
         zorder=5 if method == FULL else 3,
@@ -189,7 +193,7 @@ def _marks(summary: Summary) -> Iterator[tuple[str, Mapping[str, Any], str, str]
     if probe is not None:
         yield PROBE, probe["factors"], "o", _COLOURS[1]
     if baseline is not None:
-        yield baseline["method"], baseline["factors"], "D", _COLOURS[2]
+        yield _told(baseline["method"]), baseline["factors"], "D", _COLOURS[2]
     if floor is not None:
         yield "class word (floor)", floor["factors"], "x", "#444444"
 
@@ -241,12 +245,17 @@ def _panels(count: int, *, height: float, share: bool = False) -> tuple[Figure, 
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """All names below the panels, where nothing can be covered."""
+    """All names below the panels, where nothing can be covered, in columns that fit."""
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=len(names) if len(names) < 6 else 4,
-        handlelength=2.6,
-    )
+    longest = max((len(name) for name in names), default=0)
+    columns = max(1, min(len(names), _LEGEND_LETTERS // (longest + _HANDLE_LETTERS)))
+    rows = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW_INCHES * (rows - 1))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=2.6)
+
+
+def _told(method: str) -> str:
+    """A method's name without its budgets, which are the points of its curve."""
+    kind, *options = re.split(r"-(?=\w+=)", method)
+    kept = [option for option in options if not option.startswith("budgets=")]
+    return ", ".join([kind, *kept])
