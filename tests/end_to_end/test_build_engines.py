@@ -169,12 +169,12 @@ def test_a_network_that_is_too_far_off_ends_the_build(
     }[leg]
     original = getattr(module, name)
 
-    def perturbed(first, second, *rest):
-        engines = original(first, second, *rest) if leg == "wrapper" else second
+    def perturbed(first, second, *rest, **options):
+        engines = original(first, second, *rest, **options) if leg == "wrapper" else second
         (engine,) = engines.values()
         with torch.no_grad():
             next(weight for weight in engine.parameters() if weight.ndim == 4).mul_(1.05)
-        return engines if leg == "wrapper" else original(first, second, *rest)
+        return engines if leg == "wrapper" else original(first, second, *rest, **options)
 
     monkeypatch.setattr(module, name, perturbed)
     changed = tiny_recipe(tmp_path, **{"opt = 1, max = 3": "opt = 2, max = 3"})
