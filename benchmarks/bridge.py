@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +22,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
+from hbsdk.bench.machine import describe
+from hbsdk.bench.report import write_whole
+
 PROMPT = "a picture of a cat in the snow"
 
 # As short as a user of Python would write it.
@@ -133,22 +133,14 @@ def main() -> None:
     if arguments.repeats < 5:
         parser.error("--repeats: expected at least 5")
     measured = measure(arguments)
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     report = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),  # noqa: S603
-        "date": time.strftime("%Y-%m-%d"),
-        "device": f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} of {os.cpu_count()} "
-        f"cores, {platform.system()}",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("hbsdk", "numpy", "onnxruntime")},
+        **describe(),
         "engines": arguments.engines.name,
         "steps": arguments.steps,
         "side_px": arguments.side_px or "the bundle's own",
         **measured,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    write_whole(arguments.out, (json.dumps(report, indent=2) + "\n").encode())
     print(json.dumps({key: measured[key] for key in measured if key != "runs"}, indent=2))
 
 

@@ -14,26 +14,20 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    Dinov2Config,
-    Dinov2Model,
-)
+from diffusers import PNDMScheduler
 from transformers.utils.logging import disable_progress_bar
 
 from hbsdk.bundle import Bundle, BundleInfo, write_manifest, write_model_index
 from hbsdk.mini.tokenizer import learn_tokenizer, save_tokenizer
 from hbsdk.regressor import PromptRegressor
+from hbsdk.training.random_bundle import default_dtype, sd15_bundle
 
 CLASS_WORD = "person"
 CAPTIONS = (
@@ -49,73 +43,6 @@ PARAMETERS = {  # of the public checkpoints; the regressor has no public one
     "image_encoder": 303_179_776,
     "dino": 304_368_640,
 }
-CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 768}
-TEXT_ENCODER = CLIPTextConfig(
-    vocab_size=49408,
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    max_position_embeddings=77,
-    bos_token_id=0,
-    eos_token_id=2,
-    pad_token_id=1,
-    **CLIP,
-)
-IMAGE_ENCODER = CLIPVisionConfig(
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    image_size=224,
-    patch_size=14,
-    **CLIP,
-)
-DINO = Dinov2Config(
-    hidden_size=1024,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    mlp_ratio=4,
-    image_size=518,
-    patch_size=14,
-    hidden_act="gelu",
-    layer_norm_eps=1e-6,
-    layerscale_value=1.0,
-    qkv_bias=True,
-    use_swiglu_ffn=False,
-)
-UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
-    "layers_per_block": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-    "center_input_sample": False,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "downsample_padding": 1,
-    "mid_block_scale_factor": 1,
-    "act_fn": "silu",
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-}
-VAE: dict[str, Any] = {
-    "sample_size": 512,
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "act_fn": "silu",
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-}
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -125,23 +52,6 @@ SCHEDULER: dict[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-BUILDERS: dict[str, Callable[[], Any]] = {
-    "text_encoder": lambda: CLIPTextModel(TEXT_ENCODER),
-    "unet": lambda: UNet2DConditionModel(**UNET),
-    "vae": lambda: AutoencoderKL(**VAE),
-    "image_encoder": lambda: CLIPVisionModel(IMAGE_ENCODER),
-    "dino": lambda: Dinov2Model(DINO),
-}
-
-
-@contextmanager
-def half_precision() -> Iterator[None]:
-    """Make new networks in fp16 at once: never twice the memory."""
-    torch.set_default_dtype(torch.float16)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def make_regressor(folder: Path) -> PromptRegressor:
@@ -162,7 +72,7 @@ def write_network(folder: Path, name: str, build: Callable[[], Any]) -> None:
         ValueError: it has not the number of parameters of the public one.
     """
     start = time.perf_counter()
-    with half_precision():
+    with default_dtype(torch.float16):  # at once: never twice the memory
         network = build()
     number = sum(parameter.numel() for parameter in network.parameters())
     expected = PARAMETERS.get(name, number)
@@ -179,8 +89,10 @@ def write_bundle(folder: Path, *, seed: int = 0) -> BundleInfo:
     torch.manual_seed(seed)
     save_tokenizer(learn_tokenizer(CAPTIONS, size=700), folder / "tokenizer")
     PNDMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
-    for name, build in BUILDERS.items():
-        write_network(folder, name, build)
+    with TemporaryDirectory() as configurations:
+        random = sd15_bundle(Path(configurations))
+        for name in PARAMETERS:
+            write_network(folder, name, partial(getattr(random, f"load_{name}"), torch.float16))
     write_network(folder, "regressor", lambda: make_regressor(folder))
     write_model_index(folder)
     return write_manifest(

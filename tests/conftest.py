@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from export.build_engines import Built
+    from tests.simulated_gpu import Cudart
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,3 +67,15 @@ def mask() -> np.ndarray:
     mask = np.zeros((40, 48), np.uint8)
     mask[8:32, 12:36] = 255
     return mask
+
+
+@pytest.fixture
+def cudart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cudart:
+    """Put a simulated GPU in the place of NVIDIA's runtime, and caches of kernels in a folder."""
+    from hbsdk.backends import cuda_device
+    from tests.simulated_gpu import Cudart
+
+    simulated = Cudart()
+    monkeypatch.setattr(cuda_device, "load_cudart", lambda: simulated)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return simulated

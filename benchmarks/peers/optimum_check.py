@@ -42,6 +42,7 @@ import numpy.typing as npt
 
 import hbsdk
 from export.picture import picture_psnr_db
+from hbsdk.bench.machine import cpu_model
 from hbsdk.errors import EngineError, HbsdkError
 from hbsdk.generate import canvas_of, initial_noise, text_states
 from hbsdk.schedule import Sampler
@@ -159,7 +160,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": f"{session.backend.device}: {_processor()}, {os.cpu_count()} cores",
+        "device": f"{session.backend.device}: {cpu_model()}, {os.cpu_count()} cores",
         "versions": {
             "hbsdk": {
                 "python": platform.python_version(),
@@ -276,16 +277,6 @@ def failures(report: dict[str, Any]) -> list[str]:
         if not one["other_seed_psnr_db"] < LEAST_PSNR_DB:
             found.append(f"{one['name']}: another seed's picture passes too; this proves nothing")
     return found
-
-
-def _processor() -> str:
-    """Return the processor's name as Linux tells it, or its kind."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ from typing import Any
 from hbsdk.runtimes import gpus
 
 _PACKAGES = (
-    "hbsdk", "torch", "diffusers", "transformers", "onnxruntime", "onnxruntime-gpu", "tensorrt",
-    "tensorrt-rtx", "numpy",
+    "hbsdk", "torch", "diffusers", "transformers", "accelerate", "peft", "onnxruntime",
+    "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy",
 )  # fmt: skip
 
 

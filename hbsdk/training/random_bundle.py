@@ -93,7 +93,7 @@ class RandomBundle(Bundle):
     def _load(self, component: str, dtype: torch.dtype | None, device: torch.device | str) -> Any:
         self._require(component)
         config = config_of(self.components[component], component, self.configs)
-        with _default_dtype(dtype or torch.float32), torch.device(device):
+        with default_dtype(dtype or torch.float32), torch.device(device):
             network = _BUILDERS[component](part_of(config, _PARTS.get(component, "")))
         return network.requires_grad_(False).eval()
 
@@ -133,11 +133,11 @@ def same_size(bundle: Bundle) -> RandomBundle:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Make networks in their precision at once: never twice the memory."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    before = torch.getdefault_dtype()
+    torch.setdefault_dtype(dtype)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        torch.setdefault_dtype(before)

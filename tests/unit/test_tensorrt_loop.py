@@ -15,14 +15,14 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
 
-from hbsdk.backends import cuda_device, tensorrt
+from hbsdk.backends import tensorrt
 from hbsdk.backends.base import StepCoefficients
 from hbsdk.backends.engine_math import cast
 from hbsdk.backends.tensorrt import TensorRTBackend
 from hbsdk.bundle import Bundle
 from hbsdk.errors import EngineError, OptionError
 from hbsdk.schedule import make_schedule
-from tests.simulated_gpu import Cudart, tensorrt_module
+from tests.simulated_gpu import tensorrt_module
 from tests.small_denoise_step import predict, specs, write_denoise_step
 
 RNG = np.random.default_rng(0)
@@ -31,14 +31,6 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory) -> Path:
     return write_denoise_step(tmp_path_factory.mktemp("graph") / "model.engine", "float32")
-
-
-@pytest.fixture
-def cudart(monkeypatch, tmp_path) -> Cudart:
-    simulated = Cudart()
-    monkeypatch.setattr(cuda_device, "load_cudart", lambda: simulated)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return simulated
 
 
 @pytest.fixture

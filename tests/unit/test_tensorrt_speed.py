@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
 pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
 
-from hbsdk.backends import cuda_device, tensorrt
+from hbsdk.backends import tensorrt
 from hbsdk.backends.tensorrt import TensorRTBackend
 from hbsdk.bundle import Bundle
 from hbsdk.engine_spec import SHALLOW_STEP
@@ -23,7 +23,7 @@ from hbsdk.errors import EngineError
 from hbsdk.generate import denoise
 from hbsdk.schedule import make_schedule, step
 from hbsdk.speed import Pace
-from tests.simulated_gpu import Cudart, tensorrt_module
+from tests.simulated_gpu import tensorrt_module
 from tests.small_denoise_step import deep_features, predict, specs, write_denoise_step
 
 RNG = np.random.default_rng(0)
@@ -37,14 +37,6 @@ def graphs(tmp_path_factory) -> dict[str, Path]:
     return {
         name: write_denoise_step(folder / f"{name}.engine", "float32", name=name) for name in NAMES
     }
-
-
-@pytest.fixture
-def cudart(monkeypatch, tmp_path) -> Cudart:
-    simulated = Cudart()
-    monkeypatch.setattr(cuda_device, "load_cudart", lambda: simulated)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return simulated
 
 
 @pytest.fixture
