@@ -135,9 +135,9 @@ def same_size(bundle: Bundle) -> RandomBundle:
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Make networks in their precision at once: never twice the memory."""
-    before = torch.getdefault_dtype()
-    torch.setdefault_dtype(dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.setdefault_dtype(before)
+        torch.set_default_dtype(before)
