@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from hbsdk.errors import MissingDependencyError
 
@@ -22,6 +23,7 @@ _DISTRIBUTIONS = {
 _EXTRAS = {
     "onnxruntime": "cpu", "tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt", "torch": "torch"
 }  # fmt: skip
+_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # Intel's and AMD's, Intel's, ARM's
 _QUERY = ("name", "memory.total", "driver_version", "compute_cap")
 
 
@@ -65,6 +67,19 @@ def runtime_version(runtime: str) -> str:
             remedy=f'Install it: pip install "hbsdk[{_EXTRAS[runtime]}]"',
         )  # fmt: skip
     return found
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Return whether the CPU has instructions for bfloat16 products, as Linux tells; else False."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return False
+    named = {
+        word for line in lines if line.startswith(("flags", "Features")) for word in line.split()
+    }
+    return not named.isdisjoint(_BFLOAT16_FLAGS)
 
 
 @cache

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from hbsdk import doctor
-from hbsdk.backends import choose
+from hbsdk.backends import choose, precision
 from hbsdk.errors import MissingDependencyError
 from hbsdk.runtimes import Gpu
 from tests.engine_files import CAPABILITY, VERSIONS
@@ -28,8 +28,13 @@ def pretend(
     torch_cuda: str | None = None,
     cuda_python: bool = True,
     listed: bool = True,
+    bfloat16: bool = False,
 ) -> None:
-    """Make hbsdk see this machine until the test ends; nvidia-smi shows a GPU if it is `listed`."""
+    """Make hbsdk see this machine until the test ends.
+
+    nvidia-smi shows a GPU if it is `listed`; `bfloat16` says what the CPU has.
+    """
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: bfloat16)
     capability = None if gpu is None else gpu.compute_capability
     versions = dict(runtimes) | ({"torch": "2.13.0"} if torch else {})
     monkeypatch.setattr(choose, "compute_capability", lambda: capability)

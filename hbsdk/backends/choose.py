@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from hbsdk.backends.base import Memory
+from hbsdk.backends.precision import prefers_bfloat16
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder, default_root, scan_engines
 from hbsdk.errors import EngineError, MissingDependencyError, OptionError
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
 Engine = Literal["auto", "torch", "onnxruntime", "tensorrt"]
 ENGINES: tuple[Engine, ...] = ("auto", "torch", "onnxruntime", "tensorrt")
 
-# Fastest first. On a CPU: benchmarks/results/onnxruntime_options.json.
-_ORDER = (
-    ("tensorrt", "gpu"), ("onnxruntime", "gpu"), ("torch", "gpu"),
-    ("onnxruntime", "cpu"), ("torch", "cpu"),
-)  # fmt: skip
+# Fastest first; on a CPU as `prefers_bfloat16` says.
+_ON_GPU = (("tensorrt", "gpu"), ("onnxruntime", "gpu"), ("torch", "gpu"))
+_ON_CPU = (("onnxruntime", "cpu"), ("torch", "cpu"))
 _TORCH_NEEDS = ("torch", "diffusers", "transformers")
 
 
@@ -71,11 +70,10 @@ def candidates(bundle: Bundle, engines: Path | None = None) -> list[Candidate]:
     for name in ("onnxruntime", "tensorrt"):
         if name not in named:
             found.append(_without_engines(name, root))
-    return sorted(found, key=lambda one: (one.problem is not None, _rank(one)))
-
-
-def _rank(candidate: Candidate) -> int:
-    return _ORDER.index((candidate.engine, candidate.place))
+    order = _ON_GPU + (_ON_CPU[::-1] if prefers_bfloat16(bundle) else _ON_CPU)
+    return sorted(
+        found, key=lambda one: (one.problem is not None, order.index((one.engine, one.place)))
+    )
 
 
 def _torch_candidate() -> Candidate:

@@ -11,7 +11,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from hbsdk.backends.base import Features, Floats, Memory, StepCoefficients
+from hbsdk.backends.precision import prefers_bfloat16
 from hbsdk.bundle import Bundle
+from hbsdk.chunked_attention import is_faster_here, use_chunked_attention
 from hbsdk.deep_features import shallow_pass, whole_pass
 from hbsdk.errors import OptionError, PromptError
 from hbsdk.features import extract_features
@@ -26,7 +28,6 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 _NETWORKS = ("text_encoder", "unet", "vae", "image_encoder", "dino", "regressor")
 # Words move by parts in a thousand while they are refined, which half precision rounds away.
 _ALWAYS_FLOAT32 = ("text_encoder", "regressor")
-_SMALL_UNET_BYTES = 200_000_000  # of weights; on a CPU, smaller networks run in float32
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class TorchBackend:
         Args:
             bundle: where the networks are.
             device: as torch names it; None is the first GPU, or else the CPU.
-            dtype: of UNet, VAE and image encoders; "auto" is float32 for small bundles on a CPU,
-                bfloat16 where the device has it, else float16.
+            dtype: of UNet, VAE and image encoders; "auto" is, on a CPU, bfloat16 where it has
+                instructions for that and the bundle is large, else float32; on a GPU bfloat16
+                where it has that, else float16.
             memory: "low" releases each network after its stage.
 
         Raises:
@@ -80,19 +82,17 @@ class TorchBackend:
             }[self._dtype]  # fmt: skip
         if self.device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.float32 if self._is_small() else torch.bfloat16
-
-    def _is_small(self) -> bool:
-        path = self.bundle.components["unet"]
-        files = [path] if path.is_file() else list(path.glob("*.safetensors"))
-        return sum(file.stat().st_size for file in files) < _SMALL_UNET_BYTES
+        return torch.bfloat16 if prefers_bfloat16(self.bundle) else torch.float32
 
     def network(self, name: str) -> Any:
         """Return a network, loading it if need be."""
         if name not in self._loaded:
             dtype = torch.float32 if name in _ALWAYS_FLOAT32 else self.dtype
             load: Callable[..., Any] = getattr(self.bundle, f"load_{name}")
-            self._loaded[name] = load(dtype, self.device)
+            network = load(dtype, self.device)
+            if name == "unet" and is_faster_here(self.device, dtype):
+                use_chunked_attention(network)
+            self._loaded[name] = network
         return self._loaded[name]
 
     def load_all(self) -> None:

@@ -20,7 +20,9 @@ from hbsdk.backends.choose import (
     torch_cuda_version,
 )
 from hbsdk.bundle import Bundle
+from hbsdk.engine_folder import default_root
 from hbsdk.errors import EngineError, OptionError
+from hbsdk.runtimes import cpu_has_bfloat16
 from tests.engine_files import CAPABILITY, VERSIONS, change_byte, reopen, write_engines
 from tests.machine import CARD, CPU, CUDA, pretend
 
@@ -224,3 +226,38 @@ def test_a_build_for_this_gpu_draws_with_its_engines(bundle, root, monkeypatch):
 def test_builds_are_opened_as_what_they_are_for(own, built_for, expected, monkeypatch):
     monkeypatch.setattr(build_engines, "compute_capability", lambda: own)
     assert build_engines.capability_of(built_for) == expected
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "small", "first"),
+    [(True, False, "torch"), (True, True, "onnxruntime"), (False, False, "onnxruntime")],
+)
+def test_on_a_cpu_torch_comes_first_for_large_bundles_in_bfloat16(
+    bundle, monkeypatch, bfloat16, small, first
+) -> None:
+    pretend(monkeypatch, bfloat16=bfloat16)
+    if not small:
+        monkeypatch.setattr("hbsdk.backends.precision._SMALL_UNET_BYTES", 1_000)
+    assert taken(bundle)[0] == first
+    # Engines that are asked for by folder are taken all the same.
+    assert taken(bundle, engines=default_root() / "mini-cpu-0")[0] == "onnxruntime"
+
+
+def test_which_cpus_have_bfloat16(monkeypatch, tmp_path) -> None:
+    def told(text: str | None) -> bool:
+        cpu_has_bfloat16.cache_clear()
+
+        def read_text(*_: object) -> str:
+            if text is None:
+                raise FileNotFoundError
+            return text
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_text", read_text)
+            return cpu_has_bfloat16()
+
+    assert told("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 gfni\n")
+    assert told("Features\t: fp asimd i8mm bf16\n")
+    assert not told("model name\t: bf16 machine\nflags\t\t: fpu avx512f avx2\n")
+    assert not told(None)
+    cpu_has_bfloat16.cache_clear()
