@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from hbsdk.evaluation.measuring import AttributeJudge
     from hbsdk.evaluation.subjects import EvaluationSet
 
-_WORLDS = {
-    "world": "in", "world-out": "out", "validation-in": "validation-in",
-    "validation-out": "validation-out",
-}  # fmt: skip
 _METHOD_HELP = (
     "class-word, probe, hybridbooth, paper, without-probe, textual-inversion, dreambooth, "
     'dreambooth-lora or custom-diffusion, with settings as in "hybridbooth:steps=0+5+20"; may '
@@ -78,6 +74,7 @@ def evaluate(
             from hbsdk.evaluation.method_names import parse_methods
             from hbsdk.evaluation.metrics import load_metrics
             from hbsdk.evaluation.report import write_report
+            from hbsdk.evaluation.results import read_results
             from hbsdk.evaluation.run import evaluate as run
             from hbsdk.session import Session
 
@@ -88,26 +85,30 @@ def evaluate(
         found = _set(evaluation_set, subjects, photo)
         run(
             session, found, chosen, seeds, output, metrics, _judge(found),
-            progress=not quiet, part=share, command=" ".join(["hbsdk", *sys.argv[1:]]),
+            progress=not quiet, part=share, command=shlex.join(["hbsdk", *sys.argv[1:]]),
             drawing=how,
         )  # fmt: skip
         print(write_report(output))
-    if failures := _failures(output):
-        print(f"hbsdk: {len(failures)} fits failed, for example: {failures[0]}", file=sys.stderr)
+        failures = read_results(output).failures()
+    if failures:
+        first = f"{failures[0].method} on {failures[0].subject}: {failures[0].failed}"
+        print(f"hbsdk: {len(failures)} fits failed, for example: {first}", file=sys.stderr)
         raise typer.Exit(1)
 
 
 def _set(name: str, subjects: int | None, photo: int) -> EvaluationSet:
-    if name in _WORLDS:
+    from hbsdk.evaluation.subjects import WORLDS
+
+    if name in WORLDS:
         from hbsdk.evaluation.world_set import world_set
 
-        return world_set(_WORLDS[name], 64 if subjects is None else subjects)  # type: ignore[arg-type]
+        return world_set(WORLDS[name], 64 if subjects is None else subjects)
     from hbsdk.evaluation.photo_set import photo_set
 
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise EvaluationError(
-            "--set", expected=f"{', '.join(_WORLDS)}, or a folder", got=repr(name),
+            "--set", expected=f"{', '.join(WORLDS)}, or a folder", got=repr(name),
             remedy="Check the path",
         )  # fmt: skip
     return photo_set(folder, photo=photo, count=subjects)
@@ -127,10 +128,3 @@ def _part(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
         raise EvaluationError("--part", expected="i/n with 0 <= i < n, such as 0/2", got=repr(text))
     return int(first), int(count)
-
-
-def _failures(folder: Path) -> list[str]:
-    rows = map(json.loads, (folder / "fits.jsonl").read_text("utf-8").splitlines())
-    return [
-        f"{row['method']} on {row['subject']}: {row['failed']}" for row in rows if row["failed"]
-    ]

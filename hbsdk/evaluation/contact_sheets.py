@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from hbsdk.errors import EvaluationError, ImageError
+from hbsdk.evaluation.claims import final_key
 from hbsdk.evaluation.results import CEILING, RESUME, Key, Results
 from hbsdk.evaluation.rows import PictureRow
 from hbsdk.evaluation.store import file_name
-from hbsdk.evaluation.verdicts import final_key
 from hbsdk.image import load_photo
 
 _SUBJECTS = 12

@@ -15,7 +15,7 @@ from torch import Tensor
 from hbsdk.backends.torch import TorchBackend
 from hbsdk.bundle import Bundle
 from hbsdk.errors import EvaluationError, OptionError
-from hbsdk.evaluation.methods import Pixels
+from hbsdk.evaluation.subjects import Pixels
 from hbsdk.generate import Canvas, denoise, initial_noise
 from hbsdk.options import GenerateOptions
 from hbsdk.schedule import Sampler, make_schedule
@@ -53,7 +53,11 @@ class DrawingNetworks:
 
     @classmethod
     def of(cls, session: Session) -> DrawingNetworks:
-        """Return the session's own networks, which are frozen and shared: copy before training."""
+        """Return the session's own networks, which are frozen and shared: copy before training.
+
+        Args:
+            session: with a torch runtime.
+        """
         backend = session.torch_backend
         return cls(*(backend.network(name) for name in ("unet", "text_encoder", "vae")))
 
@@ -77,7 +81,11 @@ class _DrawingBackend(TorchBackend):
 
 
 def article(noun: str) -> str:
-    """Return "a " or "an ", as the noun's first letter suggests."""
+    """Return "a " or "an ", as the noun's first letter suggests.
+
+    Args:
+        noun: such as "owl".
+    """
     return "an " if noun[:1].lower() in tuple("aeiou") else "a "
 
 
@@ -85,6 +93,10 @@ def fill(prompt: str, phrase: str) -> str:
     """Put a noun phrase, such as "a backpack" or "a sks backpack", in a prompt's place for it.
 
     Its article is left out where the prompt has one: "a red {}" gives "a red backpack".
+
+    Args:
+        prompt: with {} where the phrase goes.
+        phrase: with its article.
     """
     before = prompt.partition("{}")[0]
     if _ARTICLE.search(_NEW_PHRASE.split(before)[-1]):
@@ -93,12 +105,20 @@ def fill(prompt: str, phrase: str) -> str:
 
 
 def with_noun(prompt: str, noun: str) -> str:
-    """Return a prompt with the class noun for the subject: "a picture of {}" of a "fox"."""
+    """Return a prompt with the class noun for the subject: "a picture of {}" of a "fox".
+
+    Args:
+        prompt: with {} for the subject.
+        noun: without an article.
+    """
     return fill(prompt, article(noun) + noun)
 
 
 def parse_drawing(text: str) -> GenerateOptions:
     """Return the options of a text such as "num_inference_steps=12,guidance_stop=0.5".
+
+    Args:
+        text: options of `GenerateOptions` as key=value with commas between; "" is the usual.
 
     Raises:
         EvaluationError: it is not of that form, or an option is not one that can be changed.
@@ -129,6 +149,10 @@ def parse_drawing(text: str) -> GenerateOptions:
 def typed(value: str, kind: type) -> Any:
     """Return a text's value of a type; bool("False") would be True.
 
+    Args:
+        value: as typed.
+        kind: bool, int, float or str.
+
     Raises:
         ValueError: it has none.
     """
@@ -140,7 +164,12 @@ def typed(value: str, kind: type) -> Any:
 
 
 def drawing_settings(session: Session, options: GenerateOptions = OPTIONS) -> dict[str, Any]:
-    """Return what, beside networks and noise, decides how pictures come out; JSON-able."""
+    """Return what, beside networks and noise, decides how pictures come out; JSON-able.
+
+    Args:
+        session: its bundle has a guidance scale of its own.
+        options: of drawing.
+    """
     pace, plain = pace_of(options), pace_of(GenerateOptions())
     settings: dict[str, Any] = {
         "sampler": options.sampler,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hbsdk.bundle_info import sha256_of
 from hbsdk.errors import EvaluationError
+from hbsdk.evaluation.store import content_hash
 from hbsdk.evaluation.subjects import Pixels
 from hbsdk.features import CLIP_MEAN, CLIP_STD, DINO_MEAN, DINO_STD, encoder_pixels
 from hbsdk.text import tokenize_prompt
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PROJECTIONS = "clip_projections.safetensors"
 _DINO_MARGIN = 256 / 224  # DINO's own evaluation resizes to 256 and cuts 224 from the centre
+_DINO_V2_PX = 224  # DINOv2 is published with 518 px embeddings of places, and evaluated at 224
 _AT_ONCE = 64
 
 
@@ -37,10 +39,18 @@ class ImageTextEncoder(Protocol):
         """The checkpoint, as tables print it."""
 
     def images(self, pictures: Sequence[Pixels]) -> Tensor:
-        """Embed pictures of any size."""
+        """Embed pictures of any size.
+
+        Args:
+            pictures: (H, W, 3) uint8 each.
+        """
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts."""
+        """Embed texts.
+
+        Args:
+            texts: of any length.
+        """
 
 
 class ImageEncoder(Protocol):
@@ -51,7 +61,11 @@ class ImageEncoder(Protocol):
         """The checkpoint, as tables print it."""
 
     def images(self, pictures: Sequence[Pixels]) -> Tensor:
-        """Embed pictures of any size: their class tokens."""
+        """Embed pictures of any size: their class tokens.
+
+        Args:
+            pictures: (H, W, 3) uint8 each.
+        """
 
 
 class BundleClip:
@@ -102,7 +116,8 @@ class BundleDino:
     def images(self, pictures: Sequence[Pixels]) -> Tensor:
         """(N, d) unit vectors."""
         network = self._session.torch_backend.network("dino")
-        return _in_parts(lambda part: _class_tokens(network, part, 1.0), pictures)
+        size = network.config.image_size
+        return _in_parts(lambda part: _class_tokens(network, part, size), pictures)
 
 
 class HubClip:
@@ -160,10 +175,15 @@ class HubDino:
         kind, settings = kinds[config.model_type]
         self._network = _load(kind, source, "--dino", **settings).to(device)
         self.name = _name_of(self._network, source)
+        self._size = config.image_size
+        if config.model_type == "dinov2" and config.image_size > _DINO_V2_PX:
+            # A name of its own: what was measured at another size is not taken for this.
+            self._size, self.name = _DINO_V2_PX, f"{self.name} at {_DINO_V2_PX} px"
 
     def images(self, pictures: Sequence[Pixels]) -> Tensor:
-        """(N, d) unit vectors; resized and cut as DINO's own evaluation does."""
-        return _in_parts(lambda part: _class_tokens(self._network, part, _DINO_MARGIN), pictures)
+        """(N, d) unit vectors; resized and cut as DINO's own evaluation does, at most 224 px."""
+        network, size = self._network, self._size
+        return _in_parts(lambda part: _class_tokens(network, part, size, _DINO_MARGIN), pictures)
 
 
 def prepared(
@@ -195,8 +215,10 @@ def prepared(
     return encoder_pixels(unit, size, mean, std)
 
 
-def _class_tokens(network: Any, pictures: Sequence[Pixels], margin: float) -> Tensor:
-    shown = prepared(pictures, network.config.image_size, DINO_MEAN, DINO_STD, margin)
+def _class_tokens(
+    network: Any, pictures: Sequence[Pixels], size: int, margin: float = 1.0
+) -> Tensor:
+    shown = prepared(pictures, size, DINO_MEAN, DINO_STD, margin)
     moved = shown.to(network.device, network.dtype)
     tokens: Tensor = network(moved).last_hidden_state[:, 0]
     return tokens
@@ -255,9 +277,13 @@ def _without_bars(source: str) -> Iterator[None]:
 
 def _name_of(network: Any, source: str) -> str:
     """The source and which version of it: the weights' hash, or the hub's commit."""
-    weights = Path(source) / "model.safetensors"
+    folder = Path(source)
+    weights = folder / "model.safetensors"
     if weights.is_file():
-        return f"{Path(source).name}@{sha256_of(weights)[:12]}"
+        return f"{folder.name}@{sha256_of(weights)[:12]}"
+    if folder.is_dir():
+        shards = {file.name: sha256_of(file) for file in folder.glob("*.safetensors")}
+        return f"{folder.name}@{content_hash(shards)[:12]}"
     commit = getattr(network.config, "_commit_hash", None)
     return f"{source}@{commit[:12]}" if commit else source
 

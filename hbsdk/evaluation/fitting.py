@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from hbsdk.errors import EvaluationError, HbsdkError
 from hbsdk.evaluation.drawing import OPTIONS
-from hbsdk.evaluation.methods import Method, Pixels, Snapshot
+from hbsdk.evaluation.methods import Method, Snapshot
 from hbsdk.evaluation.rows import FitRow
-from hbsdk.evaluation.subjects import EvaluationSubject
+from hbsdk.evaluation.subjects import EvaluationSubject, Pixels
 from hbsdk.options import GenerateOptions
+from hbsdk.training.machine import peak_memory_bytes, reset_peak
 
 if TYPE_CHECKING:
     from hbsdk.session import Session
@@ -41,16 +40,20 @@ def fit_and_draw(
         prompts: with {} for the subject.
         seeds: of the noise, one a prompt.
         options: of drawing.
+
+    Yields:
+        A budget's row, its memory the most of all fitting up to it, without that of drawing; and
+        (prompts, H, W, 3) uint8, None where it failed.
     """
     device = session.torch_backend.device
-    waiting = list(method.budgets)
+    waiting, peak = list(method.budgets), 0
     started = time.perf_counter()
     try:
         snapshots = iter(method.fit(session, subject))
         while waiting:
-            _reset_peak(device)
+            reset_peak(device)
             snapshot = next(snapshots, None)
-            peak = peak_bytes(device)
+            peak = max(peak, peak_memory_bytes(device))
             _check_snapshot(method, snapshot, waiting[0])
             assert snapshot is not None
             begun = time.perf_counter()
@@ -63,30 +66,10 @@ def fit_and_draw(
                 drawn,
             )
     except Exception as error:  # a method may raise anything; the others go on
-        elapsed, peak = time.perf_counter() - started, peak_bytes(device)
+        elapsed, peak = time.perf_counter() - started, max(peak, peak_memory_bytes(device))
         told = str(error) if isinstance(error, HbsdkError) else f"{type(error).__name__}: {error}"
         for steps in waiting:
             yield FitRow(method.name, steps, subject.name, elapsed, 0.0, peak, told), None
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Return the most memory so far: of the GPU since the reset, or of the process since its start.
-
-    0 where the system does not tell (Windows).
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _check_snapshot(method: Method, snapshot: Snapshot | None, steps: int) -> None:

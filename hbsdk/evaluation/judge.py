@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hbsdk.bundle_info import check_rules, read_json, sha256_of, shown
 from hbsdk.errors import BundleError, EvaluationError
+from hbsdk.evaluation.subjects import Pixels as Pixels  # train_judge.py takes it from here
 
 JUDGE = Path(__file__).parents[1] / "mini" / "judge"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -32,7 +33,6 @@ IMAGE_SIZE_PX = 64
 _BATCH_SIZE = 64  # pictures read at once
 _REMEDY = "Install hbsdk anew, or train the judge again: python -m hbsdk.mini.train_judge"
 
-Pixels = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
 
@@ -88,7 +88,11 @@ class JudgeNetwork(nn.Module):
 
 
 def judge_input(pixels: Pixels) -> Tensor:
-    """(N, 64, 64, 3) uint8 -> (N, 3, 64, 64) float32 in [-1, 1]."""
+    """(N, 64, 64, 3) uint8 -> (N, 3, 64, 64) float32 in [-1, 1].
+
+    Args:
+        pixels: of the judge's size.
+    """
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
 
 
@@ -187,6 +191,9 @@ def _values(factor: str, count: int, attributes: Sequence[Mapping[str, int]]) ->
 def load_judge(folder: Path = JUDGE) -> Judge:
     """Load a judge, by default the one that is embedded in hbsdk, on the CPU in float32.
 
+    Args:
+        folder: with config.json and model.safetensors.
+
     Raises:
         EvaluationError: a file is missing or damaged, or is not what config.json says.
     """
@@ -231,7 +238,11 @@ def load_judge(folder: Path = JUDGE) -> Judge:
 
 
 def judge_name(config: Mapping[str, Any]) -> str:
-    """Return the name under which results cite a judge: another config or weights, another name."""
+    """Return the name under which results cite a judge: another config or weights, another name.
+
+    Args:
+        config: of config.json, which has the weights' hash.
+    """
     content = json.dumps(config, sort_keys=True).encode()
     return f"hbsdk-judge-{hashlib.sha256(content).hexdigest()[:12]}"
 

@@ -11,12 +11,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from hbsdk.evaluation.drawing import article, with_noun
+from hbsdk.evaluation.judge import IMAGE_SIZE_PX
 from hbsdk.evaluation.metrics import Galleries, Measured, Metrics
 from hbsdk.evaluation.rows import PictureRow
 from hbsdk.evaluation.store import content_hash, pixels_hash
 from hbsdk.evaluation.subjects import EvaluationSubject, Pixels
 
-_JUDGED_PX = 64
 _METRICS = ("dino_i", "dino_i_other", "clip_i", "clip_i_other", "clip_t")
 Judged = tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[np.bool_]]]
 
@@ -29,7 +29,12 @@ class AttributeJudge(Protocol):
         """Which one, with a hash of its weights."""
 
     def accuracy(self, pixels: Pixels, attributes: Sequence[Mapping[str, int]]) -> Judged:
-        """Return (N,) shares read right and, for each factor, (N,) whether it was."""
+        """Return (N,) shares read right and, for each factor, (N,) whether it was.
+
+        Args:
+            pixels: (N, 64, 64, 3) uint8.
+            attributes: what each picture's identity has.
+        """
 
 
 class Measurer:
@@ -50,7 +55,12 @@ class Measurer:
         return names + pixels_hash(one for subject in self._subjects for one in subject.gallery)
 
     def key(self, subject: EvaluationSubject, pictures: Mapping[str, str]) -> str:
-        """Return the hash of all that the rows of a subject's pictures (file -> hash) hang on."""
+        """Return the hash of all that the rows of a subject's pictures (file -> hash) hang on.
+
+        Args:
+            subject: that the pictures are of.
+            pictures: file -> hash.
+        """
         return content_hash({
             "pictures": dict(pictures),
             "subject": subject.name,
@@ -73,6 +83,13 @@ class Measurer:
             method: of the rows.
             steps: of the rows.
             file: of the rows.
+
+        Returns:
+            One a picture, seed by seed and within a seed prompt by prompt. Pictures of another
+            side than the judge reads are resized for it.
+
+        Raises:
+            EvaluationError: the judge does not know the subject's attributes.
         """
         subject = self._subjects[index]
         texts = [with_noun(prompt, subject.class_noun) for prompt in subject.prompts]
@@ -85,7 +102,14 @@ class Measurer:
     def rows_left_out(self, index: int, method: str, file: str) -> list[PictureRow]:
         """Measure each picture of a gallery against its others, as prompt 0 and seed 0, 1, ...
 
-        Nothing where it is the only one.
+        Args:
+            index: of the subject.
+            method: of the rows.
+            file: of the rows.
+
+        Returns:
+            One a picture of the gallery, without attributes, which belong to drawn subjects; none
+            where it is the only one.
         """
         subject = self._subjects[index]
         if len(subject.gallery) < 2:
@@ -98,7 +122,7 @@ class Measurer:
     def _judged(self, pictures: Sequence[Pixels], subject: EvaluationSubject) -> Judged | None:
         if self._judge is None or subject.attributes is None:
             return None
-        side = (_JUDGED_PX, _JUDGED_PX)
+        side = (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
         shown = [
             one if one.shape[:2] == side else np.asarray(Image.fromarray(one).resize(side))
             for one in pictures

@@ -12,16 +12,17 @@ from hbsdk.evaluation.baselines import BASELINES, baselines
 from hbsdk.evaluation.drawing import typed
 from hbsdk.evaluation.methods import Method
 from hbsdk.evaluation.own_methods import HybridBooth, NoPersonalization, WithoutProbe
+from hbsdk.evaluation.results import NO_PERSONALIZATION
 from hbsdk.options import PersonalizeOptions
 
-DEFAULT = ("class-word", "probe", "hybridbooth")
+DEFAULT = (NO_PERSONALIZATION, "probe", "hybridbooth")
 _REFINING: dict[str, tuple[type[HybridBooth], dict[str, Any]]] = {
     "probe": (HybridBooth, {"steps": 0}),
     "hybridbooth": (HybridBooth, {}),
     "paper": (HybridBooth, {"mode": "paper"}),
     "without-probe": (WithoutProbe, {}),
 }
-NAMES = ("class-word", *_REFINING, *BASELINES)
+NAMES = (NO_PERSONALIZATION, *_REFINING, *BASELINES)
 
 
 def parse_method(text: str) -> Method:
@@ -44,7 +45,7 @@ def parse_method(text: str) -> Method:
             f"method {text!r}", expected=f"one of {', '.join(NAMES)}", got=repr(name),
             remedy="Of another regressor: --regressor LABEL=FOLDER",
         )  # fmt: skip
-    if name == "class-word":
+    if name == NO_PERSONALIZATION:
         if settings:
             raise EvaluationError(f"method {text!r}", expected="no settings", got=settings)
         return NoPersonalization()
@@ -63,6 +64,9 @@ def parse_method(text: str) -> Method:
 def parse_regressor(text: str) -> list[Method]:
     """Return "LABEL-probe" and "LABEL" of a text "LABEL=FOLDER".
 
+    Args:
+        text: of the command line.
+
     Raises:
         EvaluationError: it is not of that form, or the folder has no regressor.
     """
@@ -79,6 +83,10 @@ def parse_regressor(text: str) -> list[Method]:
 
 def parse_methods(methods: Sequence[str], regressors: Sequence[str] = ()) -> list[Method]:
     """Return all methods of a command line, in their order; `DEFAULT` if it names none.
+
+    Args:
+        methods: texts of `parse_method`.
+        regressors: texts of `parse_regressor`.
 
     Raises:
         EvaluationError, OptionError: as of `parse_method` and `parse_regressor`.

@@ -6,16 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from hbsdk.evaluation.subjects import EvaluationSubject
+from hbsdk.evaluation.subjects import EvaluationSubject, Pixels
 from hbsdk.options import GenerateOptions
 
 if TYPE_CHECKING:
     from hbsdk.session import Session
 
-Pixels = npt.NDArray[np.uint8]
 Draw = Callable[[Sequence[str], Sequence[int], GenerateOptions], Pixels]
 """(prompts with {} for the subject, one noise seed a picture, how) -> (N, H, W, 3) uint8."""
 
@@ -54,4 +50,8 @@ class Method(Protocol):
         """Personalize from `subject.photo` alone, yielding one snapshot a budget.
 
         The session's own networks are not changed, not even for a while.
+
+        Args:
+            session: its networks are loaded.
+            subject: to personalize.
         """

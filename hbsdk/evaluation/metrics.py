@@ -118,7 +118,12 @@ class Galleries:
         return _measured(dino, clip, embedded, self.dino, self.clip, own)
 
     def measure_left_out(self, own: int, text: str) -> Measured:
-        """Compare each picture of a gallery with its others: (pictures of it,), at least two."""
+        """Compare each picture of a gallery with its others: (pictures of it,), at least two.
+
+        Args:
+            own: which subject of the set it is.
+            text: of CLIP-T.
+        """
         embedded = self._metrics.clip.texts([text])
         rows = []
         for left_out in range(len(self.dino[own])):

@@ -12,7 +12,6 @@ import torch
 
 from hbsdk.backends.torch import TorchBackend
 from hbsdk.bundle import Bundle
-from hbsdk.bundle_info import sha256_of
 from hbsdk.bundle_source import find_piece
 from hbsdk.errors import BundleError, EvaluationError
 from hbsdk.evaluation.drawing import (
@@ -22,8 +21,10 @@ from hbsdk.evaluation.drawing import (
     fill,
     with_noun,
 )
-from hbsdk.evaluation.methods import Draw, Pixels, Snapshot
-from hbsdk.evaluation.subjects import EvaluationSubject
+from hbsdk.evaluation.methods import Draw, Snapshot
+from hbsdk.evaluation.results import NO_PERSONALIZATION
+from hbsdk.evaluation.store import files_hash
+from hbsdk.evaluation.subjects import EvaluationSubject, Pixels
 from hbsdk.options import GenerateOptions, PersonalizeOptions
 from hbsdk.regressor import PromptRegressor
 from hbsdk.session import Session
@@ -34,13 +35,18 @@ _UNTRAINED_SEED = 0  # of the untrained regressor's weights
 class NoPersonalization:
     """The class word in the subject's place: the floor of every likeness."""
 
-    name = "class-word"
+    name = NO_PERSONALIZATION
     settings: Mapping[str, Any] = {}
     budgets = (0,)
     only_base_model = True
 
     def fit(self, session: Session, subject: EvaluationSubject) -> Iterator[Snapshot]:
-        """Yield once: there is nothing to fit."""
+        """Yield once: there is nothing to fit.
+
+        Args:
+            session: that draws.
+            subject: whose class is drawn.
+        """
 
         def draw(
             prompts: Sequence[str], seeds: Sequence[int], options: GenerateOptions | None = None
@@ -94,11 +100,16 @@ class HybridBooth:
         settings = {**asdict(self.options), "budgets": list(self.budgets)}
         del settings["steps"]
         if self._regressor is not None:
-            settings["regressor"] = _hash_of(self._regressor)
+            settings["regressor"] = files_hash(self._regressor)
         return settings
 
     def fit(self, session: Session, subject: EvaluationSubject) -> Iterator[Snapshot]:
-        """Yield one snapshot a budget; each has the time of its own fit, mask finding included."""
+        """Yield one snapshot a budget; each has the time of its own fit, mask finding included.
+
+        Args:
+            session: that personalizes, or whose base model does with another regressor.
+            subject: to personalize.
+        """
         own = self._session(session)
         for options in self._all:
             started = time.perf_counter()
@@ -142,7 +153,11 @@ class WithoutProbe(HybridBooth):
 
 
 def untrained_regressor(session: Session) -> PromptRegressor:
-    """Return a regressor as training would begin with, of the sizes of the bundle's, frozen."""
+    """Return a regressor as training would begin with, of the sizes of the bundle's, frozen.
+
+    Args:
+        session: its bundle has a regressor, whose sizes are taken.
+    """
     backend = session.torch_backend
     rows = backend.network("text_encoder").get_input_embeddings().weight
     class_word = rows[session.tokenizer.encode(session.bundle.info.class_word)].mean(dim=0)
@@ -203,11 +218,6 @@ def _find_regressor(name: str, folder: Path) -> Path:
             f"regressor of method {name!r}: {error.what}", expected=error.expected, got=error.got,
             remedy="Pass the folder that `hbsdk train` wrote",
         ) from error  # fmt: skip
-
-
-def _hash_of(folder: Path) -> str:
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    return ",".join(sha256_of(file)[:16] for file in files)
 
 
 def _option_names() -> str:

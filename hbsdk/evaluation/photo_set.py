@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hbsdk.errors import EvaluationError, ImageError
+from hbsdk.evaluation.store import file_name
 from hbsdk.evaluation.subjects import EvaluationSet, EvaluationSubject, Pixels
 from hbsdk.image import load_photo
 from hbsdk.subject import name_from_file
@@ -32,7 +34,12 @@ class PromptTable:
     live: tuple[str, ...]
 
     def prompts_of(self, class_noun: str, live_classes: Sequence[str]) -> tuple[str, ...]:
-        """Return the prompts that a class takes."""
+        """Return the prompts that a class takes.
+
+        Args:
+            class_noun: the subject's.
+            live_classes: that take the prompts of living subjects.
+        """
         return self.live if class_noun in live_classes else self.objects
 
 
@@ -58,11 +65,11 @@ def photo_set(
         Subjects with photos of any size, without `real` and without `attributes`.
 
     Raises:
-        EvaluationError: the folder, the table, a subject's class or one of its photos is missing
-            or damaged.
+        EvaluationError: the folder, the table, a subject's class or one of its photos is missing,
+            damaged or cannot be read.
     """
     table = read_table(folder / TABLE)
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    folders = [path for path in _listed(folder) if path.is_dir() and path.name[0] != "."]
     if not folders:
         raise EvaluationError(
             str(folder), expected="a folder of photos for each subject", got="none",
@@ -81,11 +88,14 @@ def photo_set(
 def read_table(path: Path) -> PromptTable:
     """Read the classes and both lists of prompts.
 
+    Args:
+        path: of the table.
+
     Raises:
         EvaluationError: the file is missing, or lacks a part.
     """
     try:
-        text = path.read_text("utf-8")
+        text = unicodedata.normalize("NFC", path.read_text("utf-8"))  # as folders are compared
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(
             str(path), expected="the table of a DreamBooth-style folder",
@@ -121,12 +131,13 @@ def _prompts(text: str) -> tuple[str, ...]:
 def _subject(
     folder: Path, table: PromptTable, photo: int, live_classes: Sequence[str]
 ) -> EvaluationSubject:
-    if folder.name not in table.classes:
+    name = unicodedata.normalize("NFC", folder.name)
+    if name not in table.classes:
         raise EvaluationError(
             f"class of subject {folder.name!r}", expected=f"a line {folder.name},CLASS in {TABLE}",
             got="none", remedy="Add the line, or move the folder away",
         )  # fmt: skip
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    files = [path for path in _listed(folder) if path.suffix.lower() in _SUFFIXES]
     if not 0 <= photo < len(files):
         raise EvaluationError(
             f"photos of subject {folder.name!r} in {folder}",
@@ -134,14 +145,25 @@ def _subject(
             got=str(len(files)), remedy="Add photos, or take another photo= than the one asked for",
         )  # fmt: skip
     gallery = tuple(_pixels(file) for file in files)
-    noun = table.classes[folder.name]
+    noun = table.classes[name]
     return EvaluationSubject(
-        name=name_from_file(folder),
+        # Subjects' own names are ASCII: of other scripts nothing would be left.
+        name=name_from_file(folder) if name.isascii() else file_name(name.lower()),
         photo=gallery[photo],
         class_noun=noun,
         prompts=table.prompts_of(noun, live_classes),
         gallery=gallery,
     )
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise EvaluationError(
+            str(folder), expected="a folder that can be read", got=error.strerror or str(error),
+            remedy="Let this user read it, or pass another",
+        ) from error  # fmt: skip
 
 
 def _pixels(file: Path) -> Pixels:

@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from hbsdk.evaluation.results import NO_PERSONALIZATION
-from hbsdk.evaluation.verdicts import ABLATIONS, FULL, METRIC_NAMES, PROBE, is_baseline
+from hbsdk.evaluation.claims import ABLATIONS, FULL, METRIC_NAMES, PROBE, is_baseline
+from hbsdk.evaluation.results import CEILING, NO_PERSONALIZATION
 from hbsdk.options import PersonalizeOptions
 
 Summary = Mapping[str, Any]
@@ -55,7 +55,12 @@ def make_plots(summary: Summary) -> dict[str, Figure]:
 
 
 def encode(figure: Figure, kind: str) -> bytes:
-    """Return a figure as a file: "svg" (letters as outlines, no date in it) or "png"."""
+    """Return a figure as a file: "svg" (letters as outlines, no date in it) or "png".
+
+    Args:
+        figure: of `make_plots`.
+        kind: "svg" or "png".
+    """
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     with rc_context(_STYLE):
@@ -146,7 +151,12 @@ def _ablation_rows(summary: Summary) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def standing_for(summary: Summary, method: str) -> Mapping[str, Any] | None:
-    """Return the entry of a method's default steps, or of its last snapshot; None without one."""
+    """Return the entry of a method's default steps, or of its last snapshot; None without one.
+
+    Args:
+        summary: of `summarise`.
+        method: its name.
+    """
     rows = [row for row in summary["methods"] if row["method"] == method and row["pictures"]]
     steps = PersonalizeOptions().steps
     is_own = method == FULL or method in ABLATIONS
@@ -189,7 +199,7 @@ def _marks(summary: Summary) -> Iterator[tuple[str, Mapping[str, Any], str, str]
     probe, baseline = standing_for(summary, PROBE), _best_baseline(summary)
     floor = summary["floors"]["no personalization"]
     if summary["ceiling"]:
-        yield "real pictures (ceiling)", summary["ceiling"]["factors"], "|", "#000000"
+        yield f"{CEILING} (ceiling)", summary["ceiling"]["factors"], "|", "#000000"
     if probe is not None:
         yield PROBE, probe["factors"], "o", _COLOURS[1]
     if baseline is not None:
@@ -199,7 +209,7 @@ def _marks(summary: Summary) -> Iterator[tuple[str, Mapping[str, Any], str, str]
 
 
 def _best_baseline(summary: Summary) -> Mapping[str, Any] | None:
-    """The baseline with the highest attribute accuracy at its full budget."""
+    """The baseline with the highest attribute accuracy at the largest budget swept."""
     methods = {row["method"] for row in summary["methods"] if is_baseline(row["method"])}
     last = [standing_for(summary, method) for method in sorted(methods - {NO_PERSONALIZATION})]
     known = [row for row in last if row is not None and row["attributes"]]
@@ -210,7 +220,7 @@ def _levels(axes: Axes, summary: Summary, metric: str, *, along: str) -> None:
     """The ceiling and the floors as lines across the panel."""
     floors = summary["floors"]
     for told, source, colour, style in (
-        ("real pictures (ceiling)", summary["ceiling"], _CEILING, (0, (6, 2))),
+        (f"{CEILING} (ceiling)", summary["ceiling"], _CEILING, (0, (6, 2))),
         ("class word (floor)", floors["no personalization"], _FLOOR, (0, (3, 2))),
         ("another identity (floor)", floors["another identity"], _OTHER, (0, (1, 1.5))),
     ):

@@ -26,23 +26,30 @@ def describe(
     metrics: Mapping[str, str],
     judge: str | None,
     command: str | None,
+    made: Mapping[str, str | None],
     drawing: GenerateOptions = OPTIONS,
 ) -> dict[str, Any]:
     """Return what was run, JSON-able.
 
-    Its "prompts" are one text a prompt's number; where subjects have different ones there, all of
-    them with " / " between.
+    Args:
+        session: that ran it.
+        evaluation_set: its subjects. "prompts" are one text a prompt's number; where subjects have
+            different ones there, all of them with " / " between.
+        methods: with their settings.
+        seeds: pictures a prompt.
+        metrics: the checkpoints that measured.
+        judge: the judge's name, None without one.
+        command: as it was typed.
+        made: "device" and "commit" of this run, as of `made_by`; rows that an earlier one left say
+            their own.
+        drawing: how pictures were drawn.
     """
     subjects, backend = evaluation_set.subjects, session.torch_backend
     columns = zip(*(subject.prompts for subject in subjects), strict=True)
-    is_gpu = backend.device.type == "cuda"
     return {
         "command": command,
         "date": now(),
-        "commit": commit(),
-        "device": torch.cuda.get_device_name(backend.device)
-        if is_gpu
-        else f"{cpu_model()}, {torch.get_num_threads()} threads",
+        **made,
         "dtype": str(backend.dtype).removeprefix("torch."),
         "versions": versions(),
         "bundle": session.bundle.info.name,
@@ -58,5 +65,19 @@ def describe(
         "methods": {
             method.name: {**method.settings, "budgets": list(method.budgets)} for method in methods
         },
-        "peak_bytes": "of the GPU, a fit" if is_gpu else "high-water of the process so far",
+        "peak_bytes": f"of the {'GPU' if backend.device.type == 'cuda' else 'process'}, a fit",
     }
+
+
+def made_by(session: Session) -> dict[str, str | None]:
+    """Return "device" and "commit": where and by which code this session works.
+
+    Args:
+        session: whose device is told, of a CPU with the number of threads that torch uses.
+    """
+    device = session.torch_backend.device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{cpu_model()}, {torch.get_num_threads()} threads"
+    return {"device": name, "commit": commit()}

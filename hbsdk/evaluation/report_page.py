@@ -10,6 +10,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from hbsdk.evaluation.claims import FULL, METRIC_NAMES, label
 from hbsdk.evaluation.contact_sheets import Sheet, Strip
 from hbsdk.evaluation.plots import standing_for
 from hbsdk.evaluation.report_tables import (
@@ -20,7 +21,6 @@ from hbsdk.evaluation.report_tables import (
     table,
 )
 from hbsdk.evaluation.results import CEILING
-from hbsdk.evaluation.verdicts import FULL, METRIC_NAMES, label
 
 Summary = Mapping[str, Any]
 _PLOT_CAPTIONS = {
@@ -64,7 +64,7 @@ def report_page(
         plots="\n".join(_plots(plots, checkpoints)),
         comparisons=comparisons_table(summary, checkpoints),
         sheets=_sheets(run, sheets),
-        failures=_failures(summary),
+        failures=_failures_table(summary),
         run=_run(run),
         settings=_settings(run),
     )
@@ -183,7 +183,7 @@ def _image(jpeg: bytes, told: str) -> str:
     return f'<img alt="{escape(told)}" src="data:image/jpeg;base64,{data}">'
 
 
-def _failures(summary: Summary) -> str:
+def _failures_table(summary: Summary) -> str:
     if not summary["failures"]:
         return "<p>None: every method was fitted on every subject.</p>"
     body = [

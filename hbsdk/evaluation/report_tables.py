@@ -6,23 +6,29 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from hbsdk.evaluation.claims import FULL, METRIC_NAMES, label, told_p
 from hbsdk.evaluation.plots import standing_for
-from hbsdk.evaluation.results import NO_PERSONALIZATION
+from hbsdk.evaluation.results import CEILING, NO_PERSONALIZATION
 from hbsdk.evaluation.summary import COMPARED, METRICS
-from hbsdk.evaluation.verdicts import FULL, METRIC_NAMES, label, told_p
 
 Summary = Mapping[str, Any]
 _UP, _DOWN = "\u25b2", "\u25bc"
 
 
 def methods_table(run: Mapping[str, Any], summary: Summary, checkpoints: str) -> str:
-    """Return every snapshot's row between its ceiling and floors, as HTML."""
+    """Return every snapshot's row between its ceiling and floors, as HTML.
+
+    Args:
+        run: what run.json says.
+        summary: of `hbsdk.evaluation.summary.summarise`.
+        checkpoints: a sentence that says what measured.
+    """
     metrics = _shown_metrics(summary)
     names = [*(METRIC_NAMES[metric] for metric in metrics), "Seconds", "Peak memory", "Failed"]
     full = standing_for(summary, FULL)
     body = []
     if summary["ceiling"]:
-        body.append(_edge_row("real pictures (ceiling)", summary["ceiling"], metrics))
+        body.append(_edge_row(f"{CEILING} (ceiling)", summary["ceiling"], metrics))
     for row in summary["methods"]:
         is_floor = row["method"] == NO_PERSONALIZATION
         cells = [
@@ -41,6 +47,7 @@ def methods_table(run: Mapping[str, Any], summary: Summary, checkpoints: str) ->
         "seconds to fit: median and 95th percentile"
         + (f"; peak memory: {memory}." if isinstance(memory, str) else ".")
         + _about_ceiling(summary)
+        + _about_seconds(summary)
     )
     return table(["Method", *names], body, caption)
 
@@ -60,6 +67,12 @@ def _about_ceiling(summary: Summary) -> str:
     if not ceiling or ceiling["prompts"] >= summary["prompts"]:
         return ""
     return " CLIP-T of the real pictures is of “a photo of” and the class noun, not of the prompts."
+
+
+def _about_seconds(summary: Summary) -> str:
+    if len(summary.get("made", ())) < 2:
+        return ""
+    return " Fits are of several devices or commits: not all of the seconds can be compared."
 
 
 def _edge_row(name: str, source: Mapping[str, Any], metrics: Sequence[str]) -> str:
@@ -83,7 +96,13 @@ def _cost_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def cell(text: str, below: str = "", kind: str = "") -> str:
-    """Return a table's cell with a smaller line below; `kind` is its class in the style sheet."""
+    """Return a table's cell with a smaller line below; `kind` is its class in the style sheet.
+
+    Args:
+        text: of the cell.
+        below: smaller, in a line of its own.
+        kind: a class of the style sheet.
+    """
     small = f"<small>{escape(below)}</small>" if below else ""
     return f'<td class="{kind}">{escape(text)}{small}</td>' if kind else (
         f"<td>{escape(text)}{small}</td>"
@@ -91,7 +110,13 @@ def cell(text: str, below: str = "", kind: str = "") -> str:
 
 
 def table(names: Sequence[str], body: Sequence[str], caption: str) -> str:
-    """Return a table of column names (text), rows (HTML) and a caption (text)."""
+    """Return a table of column names (text), rows (HTML) and a caption (text).
+
+    Args:
+        names: of the columns.
+        body: the rows, HTML.
+        caption: above the table.
+    """
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     return (
         f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
@@ -101,7 +126,11 @@ def table(names: Sequence[str], body: Sequence[str], caption: str) -> str:
 
 
 def interval_text(value: Mapping[str, Any] | None) -> str:
-    """Return "0.712 [0.700, 0.724]"; a dash where nothing was measured."""
+    """Return "0.712 [0.700, 0.724]"; a dash where nothing was measured.
+
+    Args:
+        value: an `Interval` as a mapping.
+    """
     if value is None:
         return "–"
     ends = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
@@ -114,7 +143,12 @@ def _shown_metrics(summary: Summary) -> list[str]:
 
 
 def comparisons_table(summary: Summary, checkpoints: str) -> str:
-    """Return the paired comparisons, as HTML."""
+    """Return the paired comparisons, as HTML.
+
+    Args:
+        summary: of `hbsdk.evaluation.summary.summarise`.
+        checkpoints: a sentence that says what measured.
+    """
     if not summary["comparisons"]:
         return f'<p class="note">There is no method “{FULL}” to compare with.</p>'
     metrics = [one for one in COMPARED if any(row[one] for row in summary["comparisons"])]
@@ -151,7 +185,12 @@ def _change_cell(found: Mapping[str, Any] | None) -> str:
 
 
 def markdown_table(summary: Summary, checkpoints: str) -> str:
-    """Return every snapshot's row as a Markdown table, with what measured below it."""
+    """Return every snapshot's row as a Markdown table, with what measured below it.
+
+    Args:
+        summary: of `hbsdk.evaluation.summary.summarise`.
+        checkpoints: a sentence that says what measured.
+    """
     metrics = _shown_metrics(summary)
     rows = [
         ["method", *(METRIC_NAMES[metric] for metric in metrics), "seconds", "failed"],
@@ -159,7 +198,7 @@ def markdown_table(summary: Summary, checkpoints: str) -> str:
     ]
     if summary["ceiling"]:
         rows.append([
-            "real pictures (ceiling)", *(interval_text(summary["ceiling"][one]) for one in metrics),
+            f"{CEILING} (ceiling)", *(interval_text(summary["ceiling"][one]) for one in metrics),
             "", "",
         ])  # fmt: skip
     for row in summary["methods"]:

@@ -17,6 +17,8 @@ from hbsdk.evaluation.statistics import Comparison, Interval, compare, mean_inte
 
 Key = tuple[str, int]
 """A method's name and the steps of its snapshot."""
+Made = tuple[str | None, str | None]
+"""The device and the commit of a fit; None where its row does not tell."""
 Row = TypeVar("Row", PictureRow, FitRow)
 
 CEILING = "real pictures"
@@ -47,7 +49,11 @@ class Results:
         return sorted(keys, key=lambda key: (order.index(key[0]), key[1]))
 
     def snapshots(self, method: str) -> list[Key]:
-        """Return the snapshots of a method that drew pictures, steps ascending."""
+        """Return the snapshots of a method that drew pictures, steps ascending.
+
+        Args:
+            method: its name.
+        """
         return sorted(key for key in self.pictures if key[0] == method)
 
     def by_subject(self, key: Key, metric: str) -> dict[str, float]:
@@ -68,12 +74,23 @@ class Results:
         return {subject: math.fsum(some) / len(some) for subject, some in sorted(values.items())}
 
     def interval(self, key: Key, metric: str) -> Interval | None:
-        """Return the metric's mean over subjects; None where no picture has it."""
+        """Return the metric's mean over subjects; None where no picture has it.
+
+        Args:
+            key: the snapshot.
+            metric: as of `by_subject`.
+        """
         values = self.by_subject(key, metric)
         return mean_interval(list(values.values())) if values else None
 
     def compare(self, first: Key, second: Key, metric: str) -> Comparison | None:
-        """Compare on the subjects that both have; None where there are none."""
+        """Compare on the subjects that both have; None where there are none.
+
+        Args:
+            first: a snapshot.
+            second: the one that it is compared with.
+            metric: as of `by_subject`.
+        """
         ours, theirs = self.by_subject(first, metric), self.by_subject(second, metric)
         both = [subject for subject in ours if subject in theirs]
         if not both:
@@ -81,13 +98,35 @@ class Results:
         return compare([ours[one] for one in both], [theirs[one] for one in both])
 
     def seconds(self, key: Key) -> float | None:
-        """Return the median seconds of the fits that did not fail; None where there are none."""
+        """Return the median seconds of the fits that did not fail; None where there are none.
+
+        Args:
+            key: the snapshot.
+        """
         seconds = [row.seconds for row in self.fits.get(key, ()) if row.failed is None]
         return float(np.median(seconds)) if seconds else None
+
+    def made(self, key: Key) -> list[Made]:
+        """Return on which devices and in which commits the fits that `seconds` tells of ran.
+
+        Args:
+            key: the snapshot.
+        """
+        made = {(row.device, row.commit) for row in self.fits.get(key, ()) if row.failed is None}
+        return sorted(made, key=repr)
+
+    def failures(self) -> list[FitRow]:
+        """Return the fits that failed, in the order of `keys`."""
+        return [
+            row for key in self.keys for row in self.fits.get(key, ()) if row.failed is not None
+        ]
 
 
 def read_results(folder: Path) -> Results:
     """Read run.json, pictures.jsonl and fits.jsonl of an evaluation's folder.
+
+    Args:
+        folder: that `hbsdk evaluate` wrote.
 
     Raises:
         EvaluationError: a file is missing, empty or damaged, or has a row twice.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,16 @@ class PictureRow:
 class FitRow:
     """What one snapshot of one subject cost.
 
-    seconds: of fitting up to it. draw_seconds: of drawing its pictures. peak_bytes: the most memory
-    of the process (of the device on a GPU) while it was fitted. failed: the error, if it failed.
+    Attributes:
+        method: `Method.name`.
+        steps: the snapshot's.
+        subject: its name.
+        seconds: of fitting up to it.
+        draw_seconds: of drawing its pictures.
+        peak_bytes: the most memory of the process (of the device on a GPU) while it was fitted.
+        failed: the error, if it failed.
+        device: where it was fitted; None in a row of an earlier hbsdk.
+        commit: of hbsdk's code then; None where that is not known.
     """
 
     method: str
@@ -57,3 +67,16 @@ class FitRow:
     draw_seconds: float
     peak_bytes: int
     failed: str | None = None
+    device: str | None = None
+    commit: str | None = None
+
+
+def is_whole(row: Any, kind: type[PictureRow] | type[FitRow]) -> bool:
+    """Whether a row that was kept has all that this hbsdk reads of it.
+
+    Args:
+        row: as read from JSON.
+        kind: what it is a row of.
+    """
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    return isinstance(row, Mapping) and needed <= {*row}

@@ -20,8 +20,9 @@ from hbsdk.evaluation.fitting import fit_and_draw
 from hbsdk.evaluation.measuring import AttributeJudge, Measurer
 from hbsdk.evaluation.methods import Method
 from hbsdk.evaluation.metrics import Metrics
-from hbsdk.evaluation.record import describe
-from hbsdk.evaluation.rows import PictureRow
+from hbsdk.evaluation.record import describe, made_by
+from hbsdk.evaluation.results import CEILING
+from hbsdk.evaluation.rows import FitRow, PictureRow, is_whole
 from hbsdk.evaluation.store import Store, content_hash, file_name, pixels_hash
 from hbsdk.evaluation.subjects import EvaluationSet, EvaluationSubject, Pixels
 from hbsdk.options import GenerateOptions
@@ -29,8 +30,9 @@ from hbsdk.options import GenerateOptions
 if TYPE_CHECKING:
     from hbsdk.session import Session
 
-REAL = "real pictures"
 _SEEDS_A_PROMPT = 1000  # picture (prompt p, seed s) starts from noise 1000 p + s, in every method
+_FITTED = {"method": str, "fits": list, "pictures": dict, "grids": dict}  # of what is kept
+_MEASURED = {"rows": list}
 
 
 def evaluate(
@@ -52,7 +54,8 @@ def evaluate(
     What is finished is kept in `out/done` under a hash of all that it came from (networks, method,
     photo, prompts, noise, drawing, hbsdk's version; of measurements also checkpoints, judge and
     galleries), so the same command goes on where it was stopped, and a changed setting does again
-    only what it changes. Code is not part of the hash, its version is.
+    only what it changes. Code is not part of the hash, its version is; what is kept says on which
+    device and in which commit it was made.
 
     The ceiling stands in rows of the method "real pictures": real pictures of the subject in each
     prompt's context where the set has them; else each photo of the gallery compared with the other
@@ -79,6 +82,7 @@ def evaluate(
     _check(evaluation_set, methods, seeds, part)
     store = Store(out)
     run = _Run(session, evaluation_set, seeds, metrics, judge, store, drawing)
+    run.made  # noqa: B018 - told now: the checkout may go on while this runs
     session.prewarm()
     session.tokenizer  # noqa: B018 - loaded now, so that the first fit's time is without it
     mine = range(part[0], len(evaluation_set.subjects), part[1])
@@ -87,13 +91,14 @@ def evaluate(
         store.save_photo(subject.name, subject.photo)
     with tqdm(total=len(mine) * (len(methods) + 1), unit="subject", disable=not progress) as bar:
         for method in (None, *methods):
-            bar.set_description(REAL if method is None else method.name)
+            bar.set_description(CEILING if method is None else method.name)
             for index in mine:
                 run.do(method, index)
                 bar.update()
     about = describe(
         session, evaluation_set, methods, seeds=seeds, metrics=metrics.names,
-        judge=None if judge is None else judge.name, command=command, drawing=drawing,
+        judge=None if judge is None else judge.name, command=command, made=run.made,
+        drawing=drawing,
     )  # fmt: skip
     with store.lock():
         run.assemble(methods)
@@ -121,14 +126,15 @@ class _Run:
         """Do what is missing of a method on a subject; None is its real pictures."""
         subject = self.subjects[index]
         key = self._key(method, subject)
-        kept = self.store.read(key)
-        if kept is None or any(row["failed"] for row in kept["fits"]) or not self._is_whole(kept):
+        kept = self._fitted(key)
+        failed = kept is not None and any(row.get("failed") for row in kept["fits"])
+        if kept is None or failed or not self._has_all(kept):
             made = self._real(subject) if method is None else self._fit(method, subject)
-            kept = self.store.write(key, made)
+            kept = self.store.write(key, {**made, "made": self.made})
         measured = self.measurer.key(subject, kept["pictures"])
-        if self.store.read(measured) is None:
+        if self._measured(measured) is None:
             rows = [asdict(row) for row in self._measure(kept, index)]
-            self.store.write(measured, {"rows": rows})
+            self.store.write(measured, {"rows": rows, "made": self.made})
 
     def assemble(self, methods: Sequence[Method]) -> None:
         """Write the rows of all that is done, whoever did it."""
@@ -136,14 +142,34 @@ class _Run:
         pictures: list[dict[str, Any]] = []
         for method in (None, *methods):
             for subject in self.subjects:
-                kept = self.store.read(self._key(method, subject))
+                kept = self._fitted(self._key(method, subject))
                 if kept is None:
                     continue
                 fits += kept["fits"]
-                measured = self.store.read(self.measurer.key(subject, kept["pictures"]))
+                measured = self._measured(self.measurer.key(subject, kept["pictures"]))
                 pictures += [] if measured is None else measured["rows"]
         self.store.write_rows("pictures.jsonl", pictures)
         self.store.write_rows("fits.jsonl", fits)
+
+    def _fitted(self, key: str) -> dict[str, Any] | None:
+        """What was fitted and drawn under a key; None if it is not there or lacks something."""
+        kept = self.store.read(key, _FITTED)
+        if kept is None or not all(is_whole(row, FitRow) for row in kept["fits"]):
+            return None
+        sizes = [kept["grids"].get(file) for file in kept["pictures"]]
+        return kept if all(isinstance(size, list) and len(size) == 3 for size in sizes) else None
+
+    def _measured(self, key: str) -> dict[str, Any] | None:
+        """What was measured under a key, likewise."""
+        kept = self.store.read(key, _MEASURED)
+        if kept is None or not all(is_whole(row, PictureRow) for row in kept["rows"]):
+            return None
+        return kept
+
+    @cached_property
+    def made(self) -> dict[str, str | None]:
+        """Where what is done now is done; kept beside it, and no part of its key."""
+        return made_by(self.session)
 
     @cached_property
     def _hashes(self) -> dict[bool, str]:
@@ -175,7 +201,7 @@ class _Run:
             "drawing": drawing_settings(self.session, self.drawing),
         })  # fmt: skip
 
-    def _is_whole(self, kept: Mapping[str, Any]) -> bool:
+    def _has_all(self, kept: Mapping[str, Any]) -> bool:
         """Whether the pictures are still those that were drawn."""
         return all(self._grid(kept, file) is not None for file in kept["pictures"])
 
@@ -192,7 +218,7 @@ class _Run:
         fits, pictures, grids = [], {}, {}
         found = fit_and_draw(method, self.session, subject, prompts, noise, self.drawing)
         for row, drawn in found:
-            fits.append(asdict(row))
+            fits.append({**asdict(row), **self.made})
             if drawn is None:
                 continue
             grid = drawn.reshape(self.seeds, count, *drawn.shape[1:])
@@ -208,15 +234,16 @@ class _Run:
             side = self.session.bundle.info.image_size_px
             tiles = [ImageOps.fit(Image.fromarray(one), (side, side)) for one in subject.gallery]
             grid = np.stack([np.asarray(tile) for tile in tiles])[:, None]
-        file = self.store.save_pictures(REAL, 0, subject.name, grid)
+        file = self.store.save_pictures(CEILING, 0, subject.name, grid)
         grids = {file: [0, *grid.shape[:2]]}
-        return {"method": REAL, "fits": [], "pictures": {file: pixels_hash([grid])}, "grids": grids}
+        shown = {file: pixels_hash([grid])}
+        return {"method": CEILING, "fits": [], "pictures": shown, "grids": grids}
 
     def _measure(self, kept: Mapping[str, Any], index: int) -> list[PictureRow]:
         rows: list[PictureRow] = []
         for file, (steps, *_) in kept["grids"].items():
-            if kept["method"] == REAL and not self.subjects[index].real:
-                rows += self.measurer.rows_left_out(index, REAL, file)
+            if kept["method"] == CEILING and not self.subjects[index].real:
+                rows += self.measurer.rows_left_out(index, CEILING, file)
                 continue
             grid = self._grid(kept, file)
             if grid is None:
@@ -246,7 +273,7 @@ def _check(
          all(one.gallery for one in subjects)),
         ("methods", "at least one", 0, bool(methods)),
         ("methods", "different names; several steps as hybridbooth:steps=5+20", names,
-         len(set(names)) == len(names) and file_name(REAL) not in names),
+         len(set(names)) == len(names) and file_name(CEILING) not in names),
         ("seeds", f"1 to {_SEEDS_A_PROMPT}", seeds, 1 <= seeds <= _SEEDS_A_PROMPT),
         ("part", "i/n with 0 <= i < n", f"{part[0]}/{part[1]}", 0 <= part[0] < part[1]),
     )  # fmt: skip

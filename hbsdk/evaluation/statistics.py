@@ -3,6 +3,11 @@
 The subject is the unit that is drawn at random: pictures of one subject are alike, so they are
 averaged before anything here sees them. Resamples are drawn from a fixed seed, so that the same
 rows always give the same intervals.
+
+The intervals are those of `scipy.stats.bootstrap` with method="percentile", which the tests compare
+them with. It is not called since it draws resamples anew in each call: here one draw serves every
+metric, both methods of a pair, and a ratio's numerator and denominator, so that figures of the
+same subjects move together; and they stay as published however scipy's own draws may change.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,62 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from hbsdk.bundle_info import sha256_of
 from hbsdk.errors import EvaluationError
 from hbsdk.evaluation.subjects import Pixels
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
-    """Return the sha256 of JSON-able content, the same whatever the order of its keys."""
+    """Return the sha256 of JSON-able content, the same whatever the order of its keys.
+
+    Args:
+        content: what JSON can tell, without NaN.
+    """
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def pixels_hash(pictures: Iterable[Pixels]) -> str:
-    """Return the sha256 of pictures: their shapes and their pixels."""
+    """Return the sha256 of pictures: their shapes and their pixels.
+
+    Args:
+        pictures: uint8 arrays of any shapes.
+    """
     digest = hashlib.sha256()
     for pixels in pictures:
         digest.update(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes())
     return digest.hexdigest()
 
 
+def files_hash(folder: Path) -> str:
+    """Return the starts of the sha256 of a network's config.json and of each of its safetensors.
+
+    Args:
+        folder: as diffusers writes one network.
+
+    Raises:
+        BundleError: a file cannot be read.
+    """
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return ",".join(sha256_of(file)[:16] for file in files)
+
+
 def file_name(text: str) -> str:
-    """Return a text as a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", text)
+    """Return a text as a part of a file's name: letters and digits of any script are kept.
+
+    Args:
+        text: a subject's or method's name.
+
+    Raises:
+        EvaluationError: it is empty or dots alone, which file systems take for folders.
+    """
+    if not text.strip("."):
+        raise EvaluationError(
+            f"name {text!r}", expected="a letter or digit in the name of a subject or method",
+            got="dots alone" if text else "no letter", remedy="Rename it",
+        )  # fmt: skip
+    # One form of accented letters: file systems differ in which they hand out.
+    return re.sub(r"[^\w.=+-]+", "-", unicodedata.normalize("NFC", text))
 
 
 class Store:
@@ -53,16 +89,28 @@ class Store:
         with _told(folder):
             (folder / "done").mkdir(parents=True, exist_ok=True)
 
-    def read(self, key: str) -> dict[str, Any] | None:
-        """Return what was finished under a key; None if nothing was, or it is damaged."""
+    def read(self, key: str, fields: Mapping[str, type]) -> dict[str, Any] | None:
+        """Return what was finished under a key; None if nothing was, or it is damaged or older.
+
+        Args:
+            key: as of `write`.
+            fields: that must be there, and their types.
+        """
         try:
             data = json.loads((self.folder / "done" / f"{key}.json").read_text("utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        return data if isinstance(data, dict) and data.get("key") == key else None
+        if not isinstance(data, dict) or data.get("key") != key:
+            return None
+        return data if all(isinstance(data.get(f), kind) for f, kind in fields.items()) else None
 
     def write(self, key: str, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep what is finished; return it as `read` would."""
+        """Keep what is finished; return it as `read` would.
+
+        Args:
+            key: a hash of all that the work came from.
+            data: JSON-able.
+        """
         whole = {"key": key, **data}
         self._write(self.folder / "done" / f"{key}.json", json.dumps(whole, allow_nan=False))
         return whole
@@ -81,7 +129,12 @@ class Store:
         return self._save(f"pictures/{file_name(method)}/{steps}/{file_name(subject)}.png", grid)
 
     def save_photo(self, subject: str, photo: Pixels) -> str:
-        """Write what methods see of a subject, (H, W, 3) uint8; return its relative path."""
+        """Write what methods see of a subject, (H, W, 3) uint8; return its relative path.
+
+        Args:
+            subject: its name.
+            photo: the pixels.
+        """
         return self._save(f"photos/{file_name(subject)}.png", photo)
 
     def _save(self, file: str, pixels: Pixels) -> str:
@@ -93,7 +146,13 @@ class Store:
         return file
 
     def load_pictures(self, file: str, seeds: int, prompts: int) -> Pixels | None:
-        """Return (seeds, prompts, H, W, 3) uint8, or None if the file is missing or damaged."""
+        """Return (seeds, prompts, H, W, 3) uint8, or None if the file is missing or damaged.
+
+        Args:
+            file: as `save_pictures` returned it.
+            seeds: rows of the grid.
+            prompts: columns of the grid.
+        """
         try:
             with Image.open(self.folder / file, formats=("PNG",)) as image:
                 grid = np.array(image.convert("RGB"))
@@ -106,12 +165,22 @@ class Store:
         return tiles
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write rows as JSON lines."""
+        """Write rows as JSON lines.
+
+        Args:
+            name: of the file in the folder.
+            rows: JSON-able.
+        """
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
         self._write(self.folder / name, "".join(lines))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file for people and programs."""
+        """Write a JSON file for people and programs.
+
+        Args:
+            name: of the file in the folder.
+            content: JSON-able.
+        """
         self._write(self.folder / name, json.dumps(content, indent=2) + "\n")
 
     def lock(self) -> FileLock:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+Domain = Literal["in", "out", "validation-in", "validation-out"]
+"""Which identities of the embedded world: see `hbsdk.evaluation.world_set`."""
+
+WORLDS: Mapping[str, Domain] = {
+    "world": "in", "world-out": "out", "validation-in": "validation-in",
+    "validation-out": "validation-out",
+}  # fmt: skip
+"""The embedded world's sets: a set's name -> its domain."""
+OUT_OF_DOMAIN = ("world-out", "validation-out")
+"""Sets of identities with values never trained on."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 
 from hbsdk.errors import EvaluationError
-from hbsdk.evaluation.results import CEILING, NO_PERSONALIZATION, Key, Results, read_results
+from hbsdk.evaluation.claims import probe_key, reference_key
+from hbsdk.evaluation.results import (
+    CEILING,
+    NO_PERSONALIZATION,
+    Key,
+    Made,
+    Results,
+    read_results,
+)
 from hbsdk.evaluation.statistics import CONFIDENCE, RESAMPLES
-from hbsdk.evaluation.verdicts import probe_key, reference_key, verdicts
+from hbsdk.evaluation.verdicts import verdicts
 
 METRICS = ("dino_i", "clip_i", "clip_t", "attributes", "retrieved")
 OF_OTHERS = ("dino_i_other", "clip_i_other")
@@ -31,8 +39,8 @@ def summarise(out: str | Path, pairs: Sequence[Pair] | None = None) -> dict[str,
     Returns:
         "methods": one entry a snapshot, each metric {"mean", "low", "high", "count"} over subjects,
         or None. "ceiling", "floors": the same of real pictures, of another identity and of no
-        personalization. "comparisons", "curves" (quality against seconds), "verdicts" ("holds" is
-        null where the rows cannot decide), "failures".
+        personalization. "comparisons", "curves" (quality against seconds), "made" (devices and
+        commits of the fits), "verdicts" ("holds" is null where the rows cannot decide), "failures".
 
     Raises:
         EvaluationError: a file is missing, empty or damaged; a snapshot of `pairs` is not there.
@@ -41,7 +49,12 @@ def summarise(out: str | Path, pairs: Sequence[Pair] | None = None) -> dict[str,
 
 
 def summarise_results(results: Results, pairs: Sequence[Pair] | None = None) -> dict[str, Any]:
-    """Return the figures of rows that are read already; see `summarise`."""
+    """Return the figures of rows that are read already; see `summarise`.
+
+    Args:
+        results: of `read_results`.
+        pairs: as of `summarise`.
+    """
     drawn = {key: rows for key, rows in results.pictures.items() if key[0] != CEILING}
     rows = [row for some in (drawn or results.pictures).values() for row in some]
     return {
@@ -54,18 +67,26 @@ def summarise_results(results: Results, pairs: Sequence[Pair] | None = None) -> 
         "floors": _floors(results),
         "comparisons": _comparisons(results, default_pairs(results) if pairs is None else pairs),
         "curves": _curves(results),
+        "made": [list(place) for place in _places(results)],
         "verdicts": [asdict(verdict) for verdict in verdicts(results)],
         "failures": [
             {"method": row.method, "steps": row.steps, "subject": row.subject, "error": row.failed}
-            for key in results.keys
-            for row in results.fits.get(key, ())
-            if row.failed is not None
+            for row in results.failures()
         ],
     }
 
 
+def _places(results: Results) -> list[Made]:
+    """Where and in which commits all fits were made."""
+    return sorted({place for key in results.keys for place in results.made(key)}, key=repr)
+
+
 def default_pairs(results: Results) -> list[Pair]:
-    """Return ("hybridbooth", "probe"), then every other snapshot with "hybridbooth"."""
+    """Return ("hybridbooth", "probe"), then every other snapshot with "hybridbooth".
+
+    Args:
+        results: of `read_results`.
+    """
     full, probe = reference_key(results), probe_key(results)
     if full is None:
         return []

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from hbsdk.errors import EvaluationError
-from hbsdk.evaluation.subjects import EvaluationSet, EvaluationSubject, Pixels
+from hbsdk.evaluation.subjects import WORLDS, Domain, EvaluationSet, EvaluationSubject, Pixels
 from hbsdk.mini import world
 from hbsdk.mini.cache import draw_picture
-
-Domain = Literal["in", "out", "validation-in", "validation-out"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,16 @@ def world_set(domain: Domain, count: int, prompts: Sequence[Prompt] = PROMPTS) -
             got=str(count),
         )  # fmt: skip
     subjects = tuple(_subject(seed, prompts) for seed in seeds[:count])
-    name = {"in": "world", "out": "world-out"}.get(domain, domain)
+    (name,) = (name for name, its_domain in WORLDS.items() if its_domain == domain)
     return EvaluationSet(name=name, subjects=subjects)
 
 
 def class_noun(identity: world.Identity) -> str:
-    """Return the word for an identity's class; that of one never trained on is a word as well."""
+    """Return the word for an identity's class; that of one never trained on is a word as well.
+
+    Args:
+        identity: a character.
+    """
     return "person" if identity.kind == "human" else identity.kind
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from hbsdk.cli_evaluate import evaluate
+from hbsdk.cli_evaluate import _METHOD_HELP, evaluate
+from hbsdk.evaluation.method_names import NAMES
 from tests.tiny_metrics import write_tiny_clip, write_tiny_vit
 
 pytest.importorskip("matplotlib", reason="the report needs matplotlib")
@@ -117,12 +120,17 @@ def test_the_world_is_judged(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hbsdk.evaluation.judge.load_judge", Judge)
+    typed = ["/usr/bin/hbsdk", "evaluate", "--set", "world-out", "-o", "my results; $HOME"]
+    monkeypatch.setattr("sys.argv", typed)
     result = run(
         "--set", "world-out", "--subjects", 2, "--seeds", 1, "--method", "class-word",
         "-o", tmp_path, *arguments,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "a judge" in result.output
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert shlex.split(about["command"]) == ["hbsdk", *typed[1:]]  # what a shell makes of it
+    assert about["set"] == "world-out"
     rows = [json.loads(line) for line in (tmp_path / "pictures.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 8 * 2
     assert all(row["attributes"] == 1.0 for row in rows)
@@ -143,6 +151,11 @@ def test_a_failure_shows_in_the_exit_status(
     assert "2 fits failed" in result.stderr
     assert "no words came" in result.stderr
     assert "class-word" in result.stdout
+
+
+def test_the_help_names_every_method() -> None:
+    told = re.findall(r"[a-z][a-z-]*[a-z]", _METHOD_HELP)
+    assert set(NAMES) <= {*told}
 
 
 @pytest.mark.parametrize(

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import hbsdk
-from hbsdk.errors import EvaluationError, HbsdkError, OptionError
+from hbsdk.errors import EvaluationError, OptionError
 from hbsdk.evaluation.encoders import HubClip, HubDino
 from hbsdk.evaluation.method_names import parse_method, parse_methods
 from hbsdk.evaluation.methods import Snapshot
 from hbsdk.evaluation.metrics import Metrics
 from hbsdk.evaluation.own_methods import HybridBooth, NoPersonalization
 from hbsdk.evaluation.photo_set import TABLE, photo_set
+from hbsdk.evaluation.results import read_results
+from hbsdk.evaluation.rows import FitRow
 from hbsdk.evaluation.run import evaluate
 from hbsdk.evaluation.subjects import EvaluationSet
 from hbsdk.evaluation.world_set import world_set
+from hbsdk.options import GenerateOptions
 from tests.tiny_metrics import drawn_set, write_tiny_clip, write_tiny_vit
 
 WORDS = """Classes
@@ -105,6 +111,25 @@ def test_a_spoilt_photo_folder_is_told(
     spoil(photos)
     with pytest.raises(EvaluationError, match=told):
         photo_set(photos)
+
+
+@pytest.mark.parametrize("unreadable", ["", "mug"])
+def test_a_folder_that_cannot_be_read_is_told(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, unreadable: str
+) -> None:
+    refused = photos / unreadable
+    listed = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:
+        if self == refused:
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(EvaluationError, match="Permission denied") as caught:
+        photo_set(photos)
+    assert caught.value.what == str(refused)
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize("how", [{"photo": 1}, {"photo": -1}, {"count": 0}, {"count": 2}])
@@ -269,7 +294,9 @@ def test_a_full_disk_stops_the_run_and_leaves_no_part_of_a_file(
     assert (tmp_path / "run.json").is_file()
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"key": "another"}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"key": "another"}', b"\xff\xfe", b"[" * 100_000]
+)
 def test_damaged_results_are_done_again(
     session: hbsdk.Session, metrics: Metrics, tmp_path: Path, damage: bytes
 ) -> None:
@@ -285,6 +312,116 @@ def test_damaged_results_are_done_again(
     assert rows() == whole
 
 
+def without(*path: str) -> Callable[[dict[str, Any]], None]:
+    """Take a field out, as a record of an earlier hbsdk may lack it; "*" is the first of many."""
+
+    def spoil(record: dict[str, Any]) -> None:
+        inner: Any = record
+        for name in path[:-1]:
+            inner = inner[0] if name == "*" else inner[name]
+        del inner[next(iter(inner)) if path[-1] == "*" else path[-1]]
+
+    return spoil
+
+
+def of_another_type(name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda record: record.update({name: None})
+
+
+FITTED = [
+    *(without(name) for name in ("method", "fits", "pictures", "grids")),
+    *(of_another_type(name) for name in ("method", "fits", "pictures", "grids")),
+    *(without("fits", "*", name) for name in ("failed", "seconds", "peak_bytes")),
+    without("grids", "*"),
+]
+
+
+@pytest.mark.parametrize("spoil", FITTED)
+def test_records_that_lack_something_are_done_again(
+    session: hbsdk.Session, metrics: Metrics, kept: tuple[Path, str], tmp_path: Path,
+    spoil: Callable[[dict[str, Any]], None],
+) -> None:  # fmt: skip
+    out, whole = copied(kept, tmp_path)
+    spoil_records(out, "fits", spoil)
+    assert evaluated(session, metrics, out) == whole
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [without("rows"), of_another_type("rows"),
+     *(without("rows", "*", name) for name in ("dino_i", "file", "retrieved"))],
+)  # fmt: skip
+def test_measurements_that_lack_something_are_made_again(
+    session: hbsdk.Session, metrics: Metrics, kept: tuple[Path, str], tmp_path: Path,
+    spoil: Callable[[dict[str, Any]], None],
+) -> None:  # fmt: skip
+    out, whole = copied(kept, tmp_path)
+    spoil_records(out, "rows", spoil)
+    assert evaluated(session, metrics, out) == whole
+
+
+def test_records_from_before_they_told_their_machine_are_kept(
+    session: hbsdk.Session, metrics: Metrics, kept: tuple[Path, str], tmp_path: Path
+) -> None:
+    out, whole = copied(kept, tmp_path)
+
+    def older(record: dict[str, Any]) -> None:
+        record.pop("made")
+        for row in record["fits"]:
+            del row["device"], row["commit"]
+
+    spoil_records(out, "fits", older)
+    spoil_records(out, "rows", without("made"))
+    before = done(out)
+    assert evaluated(session, metrics, out) == whole
+    assert done(out) == before
+    assert all(row.device is None for row in fits(out))
+    (out / "pictures" / "class-word" / "0" / "square-0.png").unlink()
+    assert evaluated(session, metrics, out) == whole
+    assert [row.device is None for row in fits(out)] == [False, True]
+
+
+@pytest.fixture(scope="module")
+def kept(
+    session: hbsdk.Session, metrics: Metrics, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A finished evaluation's folder, and what it tells."""
+    folder = tmp_path_factory.mktemp("kept")
+    return folder, evaluated(session, metrics, folder)
+
+
+def copied(kept: tuple[Path, str], folder: Path) -> tuple[Path, str]:
+    return shutil.copytree(kept[0], folder / "out"), kept[1]
+
+
+def done(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (folder / "done").glob("*.json")}
+
+
+def fits(folder: Path) -> list[FitRow]:
+    return [row for rows in read_results(folder).fits.values() for row in rows]
+
+
+def evaluated(session: hbsdk.Session, metrics: Metrics, folder: Path) -> str:
+    """The rows of a run, and those of its fits without what differs from time to time."""
+    evaluate(session, drawn_set(), [NoPersonalization()], 1, folder, metrics, progress=False,
+             drawing=GenerateOptions(num_inference_steps=2))  # fmt: skip
+    told = [(row.method, row.steps, row.subject, row.failed) for row in fits(folder)]
+    return (folder / "pictures.jsonl").read_text() + repr(told)
+
+
+def spoil_records(folder: Path, kind: str, spoil: Callable[[dict[str, Any]], None]) -> None:
+    """Change every record that has "fits", or "rows"; at least one can be changed."""
+    changed = 0
+    for file in (folder / "done").glob("*.json"):
+        record = json.loads(file.read_text())
+        if kind in record and not (kind == "fits" and not record["fits"]):
+            spoil(record)
+            file.write_text(json.dumps(record))
+            changed += 1
+    assert changed
+
+
 def test_a_bundle_without_a_regressor_says_so(
     tiny_bundle: Path, metrics: Metrics, tmp_path: Path
 ) -> None:
@@ -295,7 +432,3 @@ def test_a_bundle_without_a_regressor_says_so(
     method = HybridBooth("probe", steps=0)
     evaluate(session, drawn_set(), [method], 1, tmp_path / "out", metrics, progress=False)
     assert "has no regressor" in (tmp_path / "out" / "fits.jsonl").read_text()
-
-
-def test_all_errors_are_of_one_kind() -> None:
-    assert issubclass(EvaluationError, HbsdkError)

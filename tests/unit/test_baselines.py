@@ -343,21 +343,23 @@ def test_values_of_other_types_are_refused() -> None:
             baseline("dreambooth-lora", **options)
 
 
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_loss_that_is_no_number_ends_the_fit(
-    session: hbsdk.Session, subject: EvaluationSubject
+    name: str, tiny_bundle: Path, subject: EvaluationSubject
 ) -> None:
-    method = make("dreambooth", learning_rate=1.0, class_pictures=0, budgets=(1, 400))
-    method_fit = method.fit(session, subject)
-    next(method_fit)
-    original = method.steps
-
-    def broken(fit: Fit) -> Iterator[torch.Tensor]:
-        for loss in original(fit):
-            yield loss * float("nan")
-
-    object.__setattr__(method, "steps", broken)
-    with pytest.raises(EvaluationError, match="learning_rate"):
+    """A weight that overflowed makes what the UNet says no number, and so the loss."""
+    session = hbsdk.Session(tiny_bundle, engine="torch", device="cpu", progress=False)
+    method = make(name, budgets=(1, 2), **({"class_pictures": 0} if name in FEW else {}))
+    bias = session.torch_backend.network("unet").conv_out.bias
+    kept = bias.detach().clone()
+    with torch.no_grad():
+        bias[0] = torch.inf
+    with pytest.raises(EvaluationError, match="finite loss at step 1") as caught:
         next(method.fit(session, subject))
+    assert caught.value.remedy == "Lower its learning_rate"
+    with torch.no_grad():
+        bias.copy_(kept)
+    assert [one.steps for one in method.fit(session, subject)] == [1, 2]
 
 
 def test_an_unknown_class_noun_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import Dinov2Config, Dinov2Model, ViTModel
 
 import hbsdk
 from hbsdk.errors import OptionError
 from hbsdk.evaluation import method_names, photo_set, world_set
 from hbsdk.evaluation.drawing import DrawingNetworks, draw_prompts, fill, with_noun
 from hbsdk.evaluation.encoders import BundleClip, BundleDino, HubClip, HubDino
+from hbsdk.evaluation.fitting import fit_and_draw
 from hbsdk.evaluation.methods import Snapshot
 from hbsdk.evaluation.metrics import Galleries, Metrics, load_metrics
 from hbsdk.evaluation.own_methods import (
@@ -196,6 +199,18 @@ def test_a_photo_set_reads_classes_prompts_and_photos(photos: Path) -> None:
     assert mug.real is None
 
 
+def test_subjects_may_be_named_in_any_script(photos: Path) -> None:
+    """File systems differ in the form in which they hand out accented letters."""
+    for folder, name in (("mug", "\u72d0"), ("rex", "Cafe\u0301")):
+        (photos / folder).rename(photos / name)
+    table = TABLE.replace("mug,", "\u72d0,").replace("rex,", "Caf\u00e9,")
+    (photos / photo_set.TABLE).write_text(table, "utf-8")
+    found = photo_set.photo_set(photos).subjects
+    assert {(one.name, one.class_noun) for one in found} == {
+        ("\u72d0", "cup"), ("caf\u00e9", "dog")
+    }  # fmt: skip
+
+
 def test_live_classes_can_be_others(photos: Path) -> None:
     mug, rex = photo_set.photo_set(photos, live_classes=("cup",)).subjects
     assert mug.prompts[0] == "{} in a chef outfit"
@@ -365,6 +380,74 @@ def test_a_checkpoints_name_tells_its_weights(tmp_path: Path, metrics: Metrics) 
     other = HubDino(str(write_tiny_vit(tmp_path / "vit", seed=1)))
     assert other.name.startswith("vit@")
     assert other.name != metrics.dino.name
+
+
+def test_a_checkpoint_in_several_files_is_named_by_their_content(tmp_path: Path) -> None:
+    def sharded(name: str, seed: int) -> HubDino:
+        whole = write_tiny_vit(tmp_path / f"whole-{name}", seed=seed)
+        folder = tmp_path / name / "vit"
+        ViTModel.from_pretrained(whole, add_pooling_layer=False).save_pretrained(
+            folder, max_shard_size="8KB"
+        )
+        assert len(list(folder.glob("*.safetensors"))) > 1
+        return HubDino(str(folder))
+
+    first, again, other = sharded("a", 0), sharded("b", 0), sharded("c", 1)
+    assert first.name.startswith("vit@")
+    assert first.name == again.name != other.name
+    pixels = [drawn_subject(0).photo]
+    assert torch.equal(first.images(pixels), again.images(pixels))
+    assert not torch.allclose(first.images(pixels), other.images(pixels))
+
+
+def write_tiny_dinov2(folder: Path, side: int) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Dinov2Model(
+            Dinov2Config(
+                hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2,
+                image_size=side, patch_size=14, initializer_range=0.5,
+            )
+        )  # fmt: skip
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_dinov2_is_measured_at_the_papers_224_px(tmp_path: Path) -> None:
+    """By transformers alone: its published preprocessing, of a checkpoint made at 518 px."""
+    from transformers import BitImageProcessorPil
+
+    folder = write_tiny_dinov2(tmp_path / "dinov2", side=518)
+    photo = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    network = Dinov2Model.from_pretrained(folder).eval()
+
+    def token(side: int) -> torch.Tensor:
+        processor = BitImageProcessorPil(
+            size={"shortest_edge": round(side * 256 / 224)},
+            crop_size={"height": side, "width": side},
+            image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], resample=3,
+        )  # fmt: skip
+        pixels = processor(Image.fromarray(photo), return_tensors="pt").pixel_values
+        assert pixels.shape[-2:] == (side, side)
+        with torch.no_grad():
+            return network(pixels).last_hidden_state[0, 0]
+
+    encoder = HubDino(str(folder))
+    assert encoder.name.endswith(" at 224 px")
+    (seen,) = encoder.images([photo])
+    assert cosine(seen, token(224)) == pytest.approx(1.0, abs=1e-5)
+    assert cosine(seen, token(518)) < 0.999
+
+
+def test_a_smaller_dinov2_is_measured_at_its_own_size(tmp_path: Path) -> None:
+    folder = write_tiny_dinov2(tmp_path / "dinov2", side=56)
+    network = Dinov2Model.from_pretrained(folder)
+    seen: list[torch.Size] = []
+    encoder = HubDino(str(folder))
+    encoder._network.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    encoder.images([drawn_subject(0).photo])
+    assert seen == [torch.Size([1, 3, network.config.image_size, network.config.image_size])]
+    assert " at " not in encoder.name
 
 
 # --- Methods ---------------------------------------------------------------------------------
@@ -582,6 +665,75 @@ def test_a_run_writes_a_row_a_picture(
     assert about["methods"]["painter"] == {"shade": 0, "budgets": [1, 4]}
     assert about["prompts"] == list(PROMPTS)
     assert np.array_equal(np.asarray(Image.open(out / "photos" / "square-1.png")), subject.photo)
+
+
+def test_rows_say_where_each_fit_was_made(
+    session: hbsdk.Session, metrics: Metrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(method: str) -> set[tuple[str, str]]:
+        fits = [one for one in rows_of(tmp_path, "fits") if one["method"] == method]
+        return {(one["device"], one["commit"]) for one in fits}
+
+    monkeypatch.setattr("hbsdk.evaluation.record.commit", lambda: "first")
+    run(session, metrics, tmp_path, Painter())
+    ((device, code),) = made("painter")
+    assert code == "first"
+    assert device == json.loads((tmp_path / "run.json").read_text())["device"]
+    assert f"{torch.get_num_threads()} threads" in device
+    keys = sorted(path.name for path in (tmp_path / "done").glob("*.json"))
+    # Another commit goes on with what is done, and says so of what it does itself alone.
+    monkeypatch.setattr("hbsdk.evaluation.record.commit", lambda: "second")
+    method = Painter()
+    run(session, metrics, tmp_path, method, Painter("b"))
+    assert method.fitted == []
+    assert (made("painter"), made("b")) == ({(device, "first")}, {(device, "second")})
+    assert json.loads((tmp_path / "run.json").read_text())["commit"] == "second"
+    assert set(keys) < {path.name for path in (tmp_path / "done").glob("*.json")}
+    records = [json.loads(path.read_text()) for path in (tmp_path / "done").glob("*.json")]
+    assert {one["made"]["commit"] for one in records} == {"first", "second"}
+
+
+class Hungry(Painter):
+    """Holds some memory while it fits, and some while it draws; lets go of both."""
+
+    def __init__(self, name: str, fitting: int, drawing: int, budgets: tuple[int, ...] = (1,)):
+        super().__init__(name, budgets)
+        self.fitting, self.drawing = fitting, drawing
+
+    def fit(self, session: hbsdk.Session, subject: EvaluationSubject) -> Iterator[Snapshot]:
+        for number, steps in enumerate(self.budgets):
+            eaten = np.ones(0 if number else self.fitting, np.uint8)
+            eaten.sum()
+            del eaten
+            yield Snapshot(steps, 1.0, self._draw(subject, steps))
+
+    def _draw(self, subject: EvaluationSubject, steps: int):
+        inner = super()._draw(subject, steps)
+
+        def draw(*given: object) -> np.ndarray:
+            np.ones(self.drawing, np.uint8).sum()
+            return inner(*given)
+
+        return draw
+
+
+def test_peak_memory_is_a_fits_own(session: hbsdk.Session) -> None:
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not let a process begin its peak anew")
+    many = 300 * 2**20
+
+    def peaks(method: Hungry) -> list[int]:
+        found = fit_and_draw(method, session, drawn_subject(0), PROMPTS[:1], [0])
+        return [row.peak_bytes for row, _ in found]
+
+    (little,) = peaks(Hungry("little", 0, 0))
+    first, second = peaks(Hungry("much", many, 0, budgets=(1, 2)))
+    (drawing,) = peaks(Hungry("drawing", 0, many))
+    (after,) = peaks(Hungry("after", 0, 0))
+    assert first - little > 0.9 * many
+    assert second - little > 0.9 * many  # what the first step took was taken for the second too
+    assert drawing - little < 0.5 * many  # what drawing took is no part of it
+    assert after - little < 0.5 * many  # nor what another method took before
 
 
 def test_a_second_run_does_nothing_and_a_changed_setting_does_its_own_again(

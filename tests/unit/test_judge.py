@@ -17,8 +17,9 @@ import torch
 
 from hbsdk.errors import EvaluationError
 from hbsdk.evaluation.judge import CONFIG, JUDGE, WEIGHTS, Judge, JudgeNetwork, load_judge
-from hbsdk.evaluation.world_set import Domain, world_set
-from hbsdk.mini import train_judge, world
+from hbsdk.evaluation.subjects import Domain
+from hbsdk.evaluation.world_set import world_set
+from hbsdk.mini import judge_pictures, train_judge, world
 from hbsdk.mini.cache import draw_picture
 from hbsdk.mini.factors import JUDGE_SEEDS
 from hbsdk.mini.training_loop import Plan, run
@@ -187,7 +188,7 @@ def test_the_judge_has_identities_of_its_own_and_half_of_them_have_held_out_valu
 
 
 def tiny(folder: Path, plan: Plan = PLAN, *, seed: int = 0) -> train_judge.Stage:
-    data = train_judge.draw_all(folder / "pictures", JUDGE_SEEDS[:16], workers=1)
+    data = judge_pictures.draw_all(folder / "pictures", JUDGE_SEEDS[:16], workers=1)
     torch.manual_seed(seed)
     network = JudgeNetwork(SIZES, (8, 16, 16))
     return train_judge.stage(network, data, data, plan, batch_size=16)
@@ -212,12 +213,34 @@ def test_training_lowers_the_loss_and_resumes_to_the_same_losses(tmp_path: Path)
     assert losses(still)[-1] > 0.95 * losses(still)[0]  # the control: nothing learnt
 
 
+def test_what_is_written_down_is_what_it_was_made_with(tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=3)
+    settings = replace(
+        train_judge.SETTINGS, plan=plan, identities=16, validation=12, channels=(8, 16, 16),
+        batch_size=16,
+    )  # fmt: skip
+    seeds = JUDGE_SEEDS[-settings.validation :]
+    held_out = judge_pictures.draw_all(tmp_path / "pictures", seeds, workers=1)
+    network = JudgeNetwork(SIZES, settings.channels)
+    # What a network with random weights reads well is chance: anything is judged here.
+    settings = replace(settings, least_accuracy=0.0, least_of_gap=-100.0)
+    written = train_judge.write_judge(network, held_out, tmp_path / "judge", settings)
+    expected = {"steps": 3, "batch_size": 16, "identities": 16}
+    assert written.figures["training"] == expected
+    embedded = train_judge.SETTINGS
+    assert load_judge().figures["training"] == {
+        "steps": embedded.plan.steps, "batch_size": embedded.batch_size,
+        "identities": embedded.identities,
+    }  # fmt: skip
+    assert embedded.identities != 16  # the control
+
+
 def test_softening_spoils_most_pictures_in_bounds_and_repeatably() -> None:
     batch = train_judge.judge_input(np.stack([draw_picture(s, 0)[0] for s in range(64)]))
 
     def softened(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return train_judge.soften(np.random.default_rng(seed), batch)
+        return judge_pictures.soften(np.random.default_rng(seed), batch)
 
     one = softened(0)
     torch.testing.assert_close(one, softened(0), rtol=0, atol=0)
@@ -232,7 +255,7 @@ def test_the_blur_is_opencvs_gaussian() -> None:
     import cv2
 
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
-    blurred = train_judge._blurred(torch.from_numpy(pixels), torch.tensor([0.001, 1.0])).numpy()
+    blurred = judge_pictures._blurred(torch.from_numpy(pixels), torch.tensor([0.001, 1.0])).numpy()
     np.testing.assert_allclose(blurred[0], pixels[0], atol=1e-6)
     expected = cv2.GaussianBlur(
         pixels[1].transpose(1, 2, 0), (7, 7), 1.0, borderType=cv2.BORDER_REPLICATE

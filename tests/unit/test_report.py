@@ -1,4 +1,4 @@
-"""The summary, verdicts and report of synthetic evaluations whose answers are known."""
+"""The summary and the report of synthetic evaluations whose answers are known."""
 
 import io
 import json
@@ -15,96 +15,21 @@ from hbsdk.evaluation.report import write_report
 from hbsdk.evaluation.results import read_results
 from hbsdk.evaluation.rows import FitRow, PictureRow
 from hbsdk.evaluation.summary import summarise
-
-SUBJECTS = [f"character-{number}" for number in range(20)]
-PROMPTS = ["a picture of {}", "a picture of {} <in> the snow", "a watercolor of {}"]
-SEEDS = 2
-FACTORS = {"ears": 0.9, "fur": 0.6}
-RUN = {
-    "command": "hbsdk evaluate --set <world>", "date": "2026-01-02", "commit": "abc123",
-    "device": "CPU", "versions": {"hbsdk": "0.1.0"}, "bundle": "mini", "bundle_hash": "f00",
-    "set": "world-out", "subjects": SUBJECTS, "prompts": PROMPTS, "seeds": SEEDS,
-    "metrics": {"clip": "test/clip-b32", "dino": "test/dino-s16"}, "judge": "test-judge",
-    "methods": {"hybridbooth": {"steps": 5}}, "peak_bytes": "of the GPU, a fit",
-}  # fmt: skip
-REAL = ("real pictures", 0)
-CLASS_WORD = ("class-word", 0)
-PROBE = ("probe", 0)
-FULL = ("hybridbooth", 5)
-# dino_i, attributes, clip_t, seconds
-EFFECTS = {
-    REAL: (0.3, 0.25, 0.02, None),
-    CLASS_WORD: (-0.2, -0.3, 0.03, 0.0),
-    PROBE: (0.0, 0.0, 0.0, 0.1),
-    FULL: (0.1, 0.05, -0.001, 1.0),
-    ("without-dino", 5): (0.02, 0.0, 0.0, 1.0),
-    ("textual-inversion", 10): (-0.15, -0.2, 0.0, 0.9),
-    ("textual-inversion", 500): (0.05, 0.0, -0.02, 50.0),
-    ("dreambooth", 20): (-0.05, -0.1, 0.0, 4.0),
-    ("dreambooth", 400): (0.1, 0.05, -0.05, 80.0),
-}
-
-
-def clip01(value):
-    return float(min(max(value, 0.0), 1.0))
-
-
-def rows(effects=EFFECTS, *, subjects=SUBJECTS, noise=0.0, seeds=SEEDS):
-    """Rows of base + effect + noise: bases differ from subject to subject, and hit every method."""
-    generator = np.random.default_rng(0)
-    bases = {subject: generator.normal(0.5, 0.05) for subject in subjects}
-    pictures, fits = [], []
-    for (method, steps), (dino, attributes, clip_t, seconds) in effects.items():
-        for subject in subjects:
-            for prompt in range(len(PROMPTS)):
-                for seed in range(1 if method == "real pictures" else seeds):
-                    about = bases[subject] + 0.01 * prompt + noise * generator.normal()
-                    pictures.append(PictureRow(
-                        method=method, steps=steps, subject=subject, prompt=prompt, seed=seed,
-                        file=f"pictures/{method.replace(' ', '-')}/{steps}/{subject}.png",
-                        dino_i=about + dino, dino_i_other=0.2, clip_i=0.7, clip_i_other=0.4,
-                        clip_t=0.25 + 0.01 * (about - 0.5) + clip_t, retrieved=dino > 0.0,
-                        attributes=clip01(about + attributes),
-                        attribute_values={"ears": int(prompt < 2), "fur": int(prompt < 1)},
-                    ))  # fmt: skip
-            if seconds is not None:
-                fits.append(FitRow(method, steps, subject, seconds, 0.2, 2_000_000_000))
-    return pictures, fits
-
-
-def write_folder(folder, pictures, fits, run=RUN, *, draw=True, side=16):
-    folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(run))
-    for name, some in (("pictures.jsonl", pictures), ("fits.jsonl", fits)):
-        (folder / name).write_text("".join(json.dumps(vars(row)) + "\n" for row in some))
-    if not draw:
-        return folder
-    down = {row.file: 0 for row in pictures}
-    for row in pictures:
-        down[row.file] = max(down[row.file], row.seed + 1)
-    colours = np.random.default_rng(1)
-    for file, count in down.items():
-        tiles = colours.integers(0, 255, (count, 1, len(PROMPTS), 1, 3))
-        grid = np.broadcast_to(tiles, (count, side, len(PROMPTS), side, 3)).astype(np.uint8)
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid.reshape(count * side, -1, 3)).save(path)
-    return folder
-
-
-def summary_of(folder, effects=EFFECTS, run=RUN, **how):
-    return summarise(write_folder(folder, *rows(effects, **how), run, draw=False))
-
-
-def entry(summary, key):
-    (found,) = [row for row in summary["methods"] if (row["method"], row["steps"]) == key]
-    return found
-
-
-def verdict(summary, *parts):
-    found = [one for one in summary["verdicts"] if all(part in one["claim"] for part in parts)]
-    assert len(found) == 1, [one["claim"] for one in summary["verdicts"]]
-    return found[0]
+from tests.evaluation_rows import (
+    CLASS_WORD,
+    EFFECTS,
+    FULL,
+    PROBE,
+    PROMPTS,
+    REAL,
+    RUN,
+    SUBJECTS,
+    entry,
+    rows,
+    summary_of,
+    verdict,
+    write_folder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -234,91 +159,6 @@ class TestSummary:
         assert first["first"] == {"method": "hybridbooth", "steps": 5}
         assert first["second"] == {"method": "hybridbooth", "steps": 0}
         assert verdict(summary, "DINO-I: rises")["holds"] is True
-
-
-class TestVerdicts:
-    def test_what_the_effects_decide(self, tmp_path):
-        summary = summary_of(tmp_path / "out", noise=0.005)
-        assert verdict(summary, "DINO-I: rises significantly")["holds"] is True
-        assert verdict(summary, "Attribute accuracy: rises significantly")["holds"] is True
-        assert verdict(summary, "DINO-I: with refinement not below")["holds"] is True
-        assert verdict(summary, "CLIP-T: 5 steps take")["holds"] is True
-        assert verdict(summary, "DINO-I: full above without DINO")["holds"] is True
-        for method in ("class-word", "textual-inversion", "dreambooth"):
-            assert verdict(summary, f"DINO-I: ahead of {method} at")["holds"] is True
-        numbers = verdict(summary, "DINO-I: rises")["numbers"]
-        assert numbers["comparison"]["difference"]["mean"] == pytest.approx(0.1, abs=0.003)
-        assert numbers["first"] == ["hybridbooth", 5]
-
-    def test_the_reverse_is_refuted(self, tmp_path):
-        worse = {**EFFECTS, FULL: (-0.1, -0.1, -0.05, 1.0)}
-        summary = summary_of(tmp_path / "out", worse, noise=0.005)
-        assert verdict(summary, "DINO-I: rises significantly")["holds"] is False
-        assert verdict(summary, "DINO-I: with refinement not below")["holds"] is False
-        assert verdict(summary, "DINO-I: full above without DINO")["holds"] is False
-        assert verdict(summary, "CLIP-T: 5 steps take")["holds"] is False
-        assert verdict(summary, "DINO-I: ahead of textual-inversion")["holds"] is True
-
-    def test_equal_methods_are_not_called_different(self, tmp_path):
-        equal = {**EFFECTS, FULL: EFFECTS[PROBE], ("without-dino", 5): EFFECTS[PROBE]}
-        summary = summary_of(tmp_path / "out", equal, noise=0.05)
-        assert verdict(summary, "DINO-I: rises significantly")["holds"] is False
-        assert verdict(summary, "DINO-I: full above without DINO")["holds"] is None
-        assert verdict(summary, "CLIP-T: 5 steps take")["holds"] is True
-
-    def test_a_sure_fall_within_two_percent_is_within_two_percent(self, tmp_path):
-        summary = summary_of(tmp_path / "out", {**EFFECTS, FULL: (0.1, 0.05, -0.004, 1.0)})
-        found = verdict(summary, "CLIP-T: 5 steps take")
-        assert found["numbers"]["comparison"]["difference"]["high"] < 0.0
-        assert found["holds"] is True
-        summary = summary_of(tmp_path / "more", {**EFFECTS, FULL: (0.1, 0.05, -0.006, 1.0)})
-        assert verdict(summary, "CLIP-T: 5 steps take")["holds"] is False
-
-    def test_equal_time_takes_the_best_snapshot_that_is_no_slower(self, tmp_path):
-        effects = {**EFFECTS, ("textual-inversion", 5): (-0.12, -0.2, 0.0, 0.5)}
-        summary = summary_of(tmp_path / "out", effects)
-        found = verdict(summary, "DINO-I: ahead of textual-inversion")
-        assert found["numbers"]["second"] == ["textual-inversion", 5]
-        assert found["numbers"]["seconds"] == {"first": 1.0, "second": 0.5}
-        slow = verdict(summary, "DINO-I: ahead of dreambooth")
-        assert slow["numbers"]["second"] == ["dreambooth", 20]
-        assert "quickest" in slow["because"]
-
-    def test_losing_to_what_got_more_time_decides_nothing(self, tmp_path):
-        effects = {**EFFECTS, ("dreambooth", 20): (0.2, 0.2, 0.0, 4.0)}
-        summary = summary_of(tmp_path / "out", effects)
-        assert verdict(summary, "DINO-I: ahead of dreambooth")["holds"] is None
-        effects = {**EFFECTS, ("dreambooth", 20): (0.2, 0.2, 0.0, 0.4)}
-        summary = summary_of(tmp_path / "quick", effects)
-        assert verdict(summary, "DINO-I: ahead of dreambooth")["holds"] is False
-
-    @pytest.mark.parametrize(("seconds", "holds"), [(80.0, True), (30.0, False)])
-    def test_the_full_budget_counts_quality_and_time(self, tmp_path, seconds, holds):
-        effects = {**EFFECTS, ("dreambooth", 400): (0.1, 0.05, 0.0, seconds)}
-        summary = summary_of(tmp_path / "out", effects)
-        found = verdict(summary, "DINO-I: not below the best baseline at its full budget")
-        assert found["numbers"]["second"] == ["dreambooth", 400]
-        assert found["numbers"]["seconds"]["second"] == seconds
-        assert found["holds"] is holds
-
-    def test_a_better_baseline_is_said_to_be_better(self, tmp_path):
-        effects = {**EFFECTS, ("dreambooth", 400): (0.2, 0.2, 0.0, 80.0)}
-        summary = summary_of(tmp_path / "out", effects)
-        for told in ("the best baseline at its full budget", "the best snapshot of any baseline"):
-            assert verdict(summary, f"DINO-I: not below {told}")["holds"] is False
-
-    def test_the_size_of_the_protocol(self, tmp_path):
-        assert verdict(summary_of(tmp_path / "out"), "at least 64 subjects")["holds"] is False
-
-    def test_claims_about_methods_that_did_not_run_are_not_made(self, tmp_path):
-        summary = summary_of(tmp_path / "out", {PROBE: EFFECTS[PROBE]})
-        assert [one["claim"][:12] for one in summary["verdicts"]] == ["Every method"]
-        assert summary["comparisons"] == []
-
-    def test_one_subject_decides_nothing(self, tmp_path):
-        summary = summary_of(tmp_path / "out", subjects=["alone"])
-        assert {one["holds"] for one in summary["verdicts"][1:]} <= {None, False}
-        assert verdict(summary, "DINO-I: rises")["holds"] is None
 
 
 class Page(HTMLParser):

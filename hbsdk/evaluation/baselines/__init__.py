@@ -29,6 +29,9 @@ BASELINES = tuple(_KINDS)
 def baselines(names: Sequence[str] = BASELINES) -> list[Method]:
     """Return methods by name, each with options after a colon: "name:option=value,option=value".
 
+    Args:
+        names: of `BASELINES`, such as "dreambooth" or "dreambooth:seed=1".
+
     Raises:
         EvaluationError: there is no such method, or two have one name.
         OptionError: there is no such option, or its value makes no sense.

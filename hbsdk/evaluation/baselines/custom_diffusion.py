@@ -5,6 +5,12 @@ The attention processors are diffusers' own.
 
 Deviation: the authors' 200 pictures of the class are real ones that a search finds; here the model
 draws them, the paper's own variant ("w/ Gen"), as no picture but the photo is given.
+
+Deviation: the loss is a quarter of the script's. There the squared errors of a picture are summed
+over the latents' four channels and over its places, and divided by the number of places; the mean
+of the class's errors is added. Here both are means, over channels too, and `class_weight` is 1/4 to
+keep the script's ratio of the two. AdamW's steps hardly depend on a loss's scale, but the norm at
+which gradients are clipped is reached by four times larger ones only.
 """
 
 from __future__ import annotations
@@ -64,9 +70,7 @@ class CustomDiffusion(Baseline):
     batch_size: int = 2  # Source: README.md
     initializer: str = "ktn"  # Source: --initializer_token
     class_pictures: int = 200  # Source: README.md, --num_class_images
-    # Source: README.md, --prior_loss_weight=1; but the script sums the subject's errors over the
-    # four channels of SD 1.5, and takes the mean of the class's.
-    class_weight: float = 0.25
+    class_weight: float = 0.25  # Source: README.md, --prior_loss_weight=1, of a loss 4 times this
     augment: bool = True  # Source: README.md, its first example
 
     @property
@@ -75,7 +79,13 @@ class CustomDiffusion(Baseline):
         return self.learning_rate * self.batch_size * (2 if self.class_pictures else 1)
 
     def begin(self, session: Session, subject: EvaluationSubject, watch: Stopwatch) -> Fit:
-        """Draw the class's pictures, start the word, and copy the UNet."""
+        """Draw the class's pictures, start the word, and copy the UNet.
+
+        Args:
+            session: whose networks are used; the UNet is copied.
+            subject: to personalize.
+            watch: runs while the class is drawn and the photo is prepared.
+        """
         own = DrawingNetworks.of(session)
         unet: Any = trainable_copy(own.unet, trained=False)
         class_prompt = with_noun("photo of {}", subject.class_noun)
@@ -115,7 +125,11 @@ class CustomDiffusion(Baseline):
 
 
 def train_cross_attention(unet: Any) -> list[nn.Parameter]:
-    """Give a frozen UNet keys and values of its own in cross-attention; return them."""
+    """Give a frozen UNet keys and values of its own in cross-attention; return them.
+
+    Args:
+        unet: a diffusers UNet2DConditionModel; its cross-attention's processors are replaced.
+    """
     processors: dict[str, Any] = {}
     parameters: list[nn.Parameter] = []
     for name, kept in unet.attn_processors.items():
@@ -155,7 +169,12 @@ class Photo:
 
     @classmethod
     def of(cls, subject: EvaluationSubject, session: Session) -> Photo:
-        """Cut the photo to the bundle's size."""
+        """Cut the photo to the bundle's size.
+
+        Args:
+            subject: whose photo it is.
+            session: its bundle says the sizes.
+        """
         info = session.bundle.info
         return cls(square(subject.photo, info.image_size_px), info.image_size_px,
                    info.vae_scale_factor)  # fmt: skip
@@ -165,6 +184,10 @@ class Photo:
 
         Deviation: where shrinking leaves no whole latent of the photo, as happens with latents of
         8x8 alone, it is shrunk anew.
+
+        Args:
+            augment: whether to shrink or enlarge.
+            generator: of all that is drawn at random.
         """
         pixels = flipped(to_tensor(self.picture), generator)
         while augment:
@@ -203,7 +226,12 @@ class Photo:
 
 
 def flipped(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each of (N, 3, H, W) pictures or not, at even odds. Source: README.md, --hflip."""
+    """Mirror each of (N, 3, H, W) pictures or not, at even odds. Source: README.md, --hflip.
+
+    Args:
+        pixels: the pictures.
+        generator: draws one number a picture.
+    """
     mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5
     return torch.where(mirrored, pixels.flip(-1), pixels)
 

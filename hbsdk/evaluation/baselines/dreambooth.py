@@ -56,10 +56,20 @@ class DreamBoothBaseline(Baseline):
 
     @abstractmethod
     def trained(self, session: Session) -> tuple[DrawingNetworks, tuple[nn.Module, ...]]:
-        """Return what draws, and those of its networks that are copies with trained parameters."""
+        """Return what draws, and those of its networks that are copies with trained parameters.
+
+        Args:
+            session: whose networks are copied.
+        """
 
     def begin(self, session: Session, subject: EvaluationSubject, watch: Stopwatch) -> Fit:
-        """Encode the photo once, and draw and encode the class's pictures."""
+        """Encode the photo once, and draw and encode the class's pictures.
+
+        Args:
+            session: whose networks are used; those that are trained are copied.
+            subject: to personalize.
+            watch: runs while the class is drawn and pictures are encoded.
+        """
         networks, copies = self.trained(session)
         noun = f"a {self.identifier} {subject.class_noun}"
         texts = [f"a photo of {noun}"]
@@ -114,7 +124,11 @@ class DreamBooth(DreamBoothBaseline):
     train_text_encoder: bool = False  # Source: README.md
 
     def trained(self, session: Session) -> tuple[DrawingNetworks, tuple[nn.Module, ...]]:
-        """Return networks with a copied UNet, and if it is trained a copied text encoder."""
+        """Return networks with a copied UNet, and if it is trained a copied text encoder.
+
+        Args:
+            session: whose networks are copied.
+        """
         own = DrawingNetworks.of(session)
         unet = trainable_copy(own.unet, trained=True)
         if not self.train_text_encoder:
@@ -139,6 +153,9 @@ class DreamBoothLora(DreamBoothBaseline):
 
     def trained(self, session: Session) -> tuple[DrawingNetworks, tuple[nn.Module, ...]]:
         """Return networks with adapters in a copied UNet.
+
+        Args:
+            session: whose UNet is copied.
 
         Raises:
             MissingDependencyError: peft is not installed.

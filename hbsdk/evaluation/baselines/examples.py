@@ -24,26 +24,47 @@ _ENCODED_AT_ONCE = 16  # pictures
 
 
 def tokenize(session: Session, text: str, words: Tensor | None = None) -> PromptTokens:
-    """Tokenize a text, with room for the words where it holds `PLACEHOLDER`."""
+    """Tokenize a text, with room for the words where it holds `PLACEHOLDER`.
+
+    Args:
+        session: its tokenizer is used.
+        text: may hold `PLACEHOLDER`.
+        words: (n, d); None where the text has none.
+    """
     lengths = {} if words is None else {PLACEHOLDER: len(words)}
     return tokenize_prompt(session.tokenizer, text, lengths)
 
 
 def token_ids(session: Session, tokens: Sequence[PromptTokens]) -> Tensor:
-    """Return (N, tokens) int64 on the session's device."""
+    """Return (N, tokens) int64 on the session's device.
+
+    Args:
+        session: its device is used.
+        tokens: N texts.
+    """
     ids = torch.from_numpy(np.stack([one.ids for one in tokens]))
     return ids.to(session.torch_backend.device)
 
 
 def word_positions(session: Session, tokens: Sequence[PromptTokens]) -> Tensor:
-    """Return (N, n) int64, where the words stand in texts that each hold `PLACEHOLDER` once."""
+    """Return (N, n) int64, where the words stand in texts that each hold `PLACEHOLDER` once.
+
+    Args:
+        session: its device is used.
+        tokens: N texts.
+    """
     places = [one.places[PLACEHOLDER][0] for one in tokens]
     return torch.tensor(places, device=session.torch_backend.device)
 
 
 @torch.no_grad()
 def text_states(session: Session, text: str) -> Tensor:
-    """Return the (1, tokens, d) states of a text, by the session's text encoder."""
+    """Return the (1, tokens, d) states of a text, by the session's text encoder.
+
+    Args:
+        session: whose networks and tokenizer are used.
+        text: without words of a subject.
+    """
     encoder: Any = session.torch_backend.network("text_encoder")
     states: Tensor = encoder(token_ids(session, [tokenize(session, text)])).last_hidden_state
     return states
@@ -55,6 +76,11 @@ def initial_words(session: Session, text: str, count: int) -> Tensor:
 
     Deviation: the scripts refuse a text of several tokens; here it is their mean.
 
+    Args:
+        session: whose networks and tokenizer are used.
+        text: such as the class noun.
+        count: how many words.
+
     Raises:
         EvaluationError: the tokenizer has no token for the text.
     """
@@ -65,7 +91,15 @@ def initial_words(session: Session, text: str, count: int) -> Tensor:
 
 
 def check_known(session: Session, text: str) -> None:
-    """Raise EvaluationError unless every piece of the text is a token of the bundle's."""
+    """Do nothing if every piece of a text is a token of the bundle's.
+
+    Args:
+        session: its tokenizer is used.
+        text: an identifier or a class noun.
+
+    Raises:
+        EvaluationError: a piece is not, or the text is empty.
+    """
     ids = session.tokenizer.encode(text)
     if not ids or session.tokenizer.eos_token_id in ids:
         raise EvaluationError(
@@ -75,17 +109,31 @@ def check_known(session: Session, text: str) -> None:
 
 
 def trainable_copy(network: nn.Module, *, trained: bool) -> nn.Module:
-    """Return a float32 copy, all of it trained or none."""
+    """Return a float32 copy, all of it trained or none.
+
+    Args:
+        network: is left as it is.
+        trained: whether the copy's parameters are.
+    """
     return copy.deepcopy(network).float().requires_grad_(trained)
 
 
 def square(photo: Pixels, size: int) -> Image.Image:
-    """Return the photo's centre square, of `size` px. Source: --center_crop of the scripts."""
+    """Return the photo's centre square, of `size` px. Source: --center_crop of the scripts.
+
+    Args:
+        photo: (H, W, 3) uint8.
+        size: side in pixels of what comes out.
+    """
     return ImageOps.fit(Image.fromarray(photo), (size, size), Image.Resampling.BICUBIC)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    """(1, 3, H, W) float32 in -1..1."""
+    """(1, 3, H, W) float32 in -1..1.
+
+    Args:
+        picture: RGB.
+    """
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
 
 
@@ -94,6 +142,10 @@ def encode(session: Session, pixels: Tensor) -> Tensor:
 
     Deviation: the scripts draw from the posterior at every step; here it is its mode, as everywhere
     in hbsdk, which lets pictures that do not change be encoded once.
+
+    Args:
+        session: its VAE is used.
+        pixels: of the bundle's size.
     """
     backend = session.torch_backend
     return torch.cat(
@@ -107,6 +159,13 @@ def squared_errors(
     """Return (N, C, h, w) squared errors of what the UNet says of newly noised latents.
 
     Timesteps are uniform, as in all four scripts; they and the noise are drawn on the CPU.
+
+    Args:
+        session: its scheduler is used.
+        unet: called as diffusers' UNet2DConditionModel.
+        latents: (N, C, h, w), clean.
+        states: (N, tokens, d) of the texts.
+        generator: draws noise, then timesteps.
     """
     scheduler, device = session.torch_backend.scheduler, latents.device
     noise = torch.randn(latents.shape, generator=generator).to(device)
@@ -124,5 +183,11 @@ def squared_errors(
 
 
 def drawn_from(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` rows of `values`, each drawn anew."""
+    """Return `count` rows of `values`, each drawn anew.
+
+    Args:
+        values: (M, ...).
+        count: of rows.
+        generator: draws which.
+    """
     return values[torch.randint(len(values), (count,), generator=generator).to(values.device)]

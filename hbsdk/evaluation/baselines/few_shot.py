@@ -141,10 +141,20 @@ class Baseline(ABC):
 
     @abstractmethod
     def begin(self, session: Session, subject: EvaluationSubject, watch: Stopwatch) -> Fit:
-        """Prepare to fit `subject.photo`; `watch` runs while that is work of the method's."""
+        """Prepare to fit `subject.photo`; `watch` runs while that is work of the method's.
+
+        Args:
+            session: whose networks are used; those that are trained are copied.
+            subject: to personalize.
+            watch: of the seconds that a fit is charged.
+        """
 
     def fit(self, session: Session, subject: EvaluationSubject) -> Iterator[Snapshot]:
         """Personalize; see `Method.fit`.
+
+        Args:
+            session: whose networks are used.
+            subject: to personalize.
 
         Raises:
             EvaluationError: the loss is no number any more, or a snapshot is drawn too late.
@@ -174,7 +184,11 @@ class Baseline(ABC):
                 drawing.expire()
 
     def steps(self, fit: Fit) -> Iterator[Tensor]:
-        """Take a step each time that the next loss is asked for, without end."""
+        """Take a step each time that the next loss is asked for, without end.
+
+        Args:
+            fit: as `begin` returns it.
+        """
         optimizer = torch.optim.AdamW(
             fit.parameters, lr=self.rate, weight_decay=self.weight_decay, fused=True
         )
@@ -191,7 +205,14 @@ class Baseline(ABC):
     def class_pictures_of(
         self, session: Session, prompt: str, count: int, watch: Stopwatch
     ) -> Tensor:
-        """Return (count, 3, H, W) pictures of the class in -1..1, and charge what drawing took."""
+        """Return (count, 3, H, W) pictures of the class in -1..1, and charge what drawing took.
+
+        Args:
+            session: whose networks draw, once for all fits of this method.
+            prompt: of the class.
+            count: pictures.
+            watch: is charged.
+        """
         key = session.bundle.hash, prompt, count
         if key not in self._class_pictures:
             drawing = Stopwatch(session.torch_backend.device)

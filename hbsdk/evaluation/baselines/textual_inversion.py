@@ -69,7 +69,13 @@ class TextualInversion(Baseline):
         return self.learning_rate * self.batch_size
 
     def begin(self, session: Session, subject: EvaluationSubject, watch: Stopwatch) -> Fit:
-        """Encode the photo and its mirror image once, and start the words."""
+        """Encode the photo and its mirror image once, and start the words.
+
+        Args:
+            session: whose networks are used.
+            subject: to personalize.
+            watch: runs while the photo is prepared.
+        """
         networks = DrawingNetworks.of(session)
         with watch.running():
             words = initial_words(session, subject.class_noun, self.num_vectors)
