@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,14 +18,13 @@ from hbsdk.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from hbsdk.bundle import Bundle
-    from hbsdk.regressor import PromptRegressor
     from hbsdk.training.folder import Group as GroupKind
     from hbsdk.training.observers import SampleSheets, TensorBoard
     from hbsdk.training.pairs import PairSource
+    from hbsdk.training.start import Start as StartKind
 
 _DEFAULT = TrainOptions()
 _WORLD = "world"
-_WORLD_CHUNK = 500  # identities in a file of the world's cache
 _PACKAGES = "torch, diffusers, transformers and accelerate"
 
 # What to train on, and from where.
@@ -52,7 +52,9 @@ Cache = Annotated[
 Identities = Annotated[int, typer.Option(help="Of the world.")]
 Start = Annotated[str, typer.Option(help="bundle goes on from its regressor; unet begins anew.")]
 NumWords = Annotated[int | None, typer.Option(help="Of a subject; by default the bundle's.")]
-Encoders = Annotated[str, typer.Option(help="both, clip or dino.")]
+Encoders = Annotated[
+    str | None, typer.Option(help="both, clip or dino; by default of what --start goes on from.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 # The settings, as of `TrainOptions`.
@@ -99,7 +101,7 @@ def train(
     identities: Identities = 12_000,
     start: Start = "unet",
     num_words: NumWords = None,
-    encoders: Encoders = "both",
+    encoders: Encoders = None,
     steps: Steps = _DEFAULT.steps,
     learning_rate: Rate = _DEFAULT.learning_rate,
     batch_size: Batch = _DEFAULT.batch_size,
@@ -134,13 +136,16 @@ def train(
     given = locals()
     with errors_in_one_line(), needed_by("train", _PACKAGES, "torch"):
         options = TrainOptions(**{field.name: given[field.name] for field in fields(TrainOptions)})
+        from hbsdk.training.start import Start as StartKind
+
+        begin = StartKind(cast("Any", start), num_words, cast("Any", encoders))  # it refuses others
         if estimate:
-            _estimate(given, options)
+            _estimate(given, options, begin)
         else:
-            _train(given, options)
+            _train(given, options, begin)
 
 
-def _train(given: Mapping[str, Any], options: TrainOptions) -> None:
+def _train(given: Mapping[str, Any], options: TrainOptions, begin: StartKind) -> None:
     output: Path | None = given["output"]
     if output is None:
         raise OptionError("-o", expected="the folder of the run", got="none")
@@ -151,7 +156,7 @@ def _train(given: Mapping[str, Any], options: TrainOptions) -> None:
 
     processes = PartialState(cpu=not torch.accelerator.is_available())
     bundle = _bundle(given["bundle"], image_encoder=given["image_encoder"], dino=given["dino"])
-    start = _start(given, bundle, options)
+    start = begin.regressor(bundle, options.seed)
     progress = not given["quiet"]
     if given["data"] != _WORLD and given["cache"] is None:
         given = {**given, "cache": output / "cache"}  # of masks, which take long
@@ -188,11 +193,12 @@ def _pack_line(given: Mapping[str, Any], regressor: Path) -> str:
         "--dino": given["dino"],
         "--regressor": regressor,
     }
-    words = [f"{flag} {value}" for flag, value in parts.items() if value is not None]
-    return f"hbsdk pack {' '.join(words)} -o MY-BUNDLE"
+    given_parts = [(flag, str(value)) for flag, value in parts.items() if value is not None]
+    words = [word for part in given_parts for word in part]
+    return shlex.join(["hbsdk", "pack", *words, "-o", "MY-BUNDLE"])
 
 
-def _estimate(given: Mapping[str, Any], options: TrainOptions) -> None:
+def _estimate(given: Mapping[str, Any], options: TrainOptions, begin: StartKind) -> None:
     from hbsdk.training.estimate import estimate, estimate_sd15
 
     if given["size"] not in ("bundle", "sd15"):
@@ -202,13 +208,16 @@ def _estimate(given: Mapping[str, Any], options: TrainOptions) -> None:
         if not given["quiet"]:
             print(f"{stage} ...", flush=True)
 
-    if given["size"] == "bundle":
+    if given["size"] == "bundle" or begin.source == "bundle":
         bundle = _bundle(given["bundle"], image_encoder=given["image_encoder"], dino=given["dino"])
+    if given["size"] == "bundle":
         source = _given_source(given, bundle, progress=not given["quiet"])
-        measured = estimate(bundle, source, options, on_stage=tell)
+        measured = estimate(bundle, source, options, start=begin, on_stage=tell)
         print(measured.in_words(options.steps), flush=True)
     # Beside another bundle, SD 1.5's size is only calculated, which takes seconds.
-    sd15 = estimate_sd15(options, steps=3 if given["size"] == "sd15" else 0, on_stage=tell)
+    anew = begin.anew(bundle) if begin.source == "bundle" else begin
+    steps = 3 if given["size"] == "sd15" else 0
+    sd15 = estimate_sd15(options, start=anew, steps=steps, on_stage=tell)
     print(sd15.in_words(options.steps))
 
 
@@ -256,41 +265,8 @@ def _world(identities: int, cache: Path | None, size: int) -> PairSource:
     from hbsdk.training.world_source import WorldSource
 
     if cache is not None:
-        if identities % _WORLD_CHUNK:
-            raise OptionError(
-                "--identities", expected=f"a multiple of {_WORLD_CHUNK} with --cache",
-                got=str(identities),
-            )  # fmt: skip
         draw_cache(cache, identities, workers=os.cpu_count() or 1)
     return WorldSource(identities, cache, size=size)
-
-
-def _start(
-    given: Mapping[str, Any], bundle: Bundle, options: TrainOptions
-) -> PromptRegressor | None:
-    """Return what the training starts from; None is the UNet, as the bundle's settings have it."""
-    start, num_words, encoders = given["start"], given["num_words"], given["encoders"]
-    for name, value, choices in (
-        ("--start", start, ("bundle", "unet")), ("--encoders", encoders, ("both", "clip", "dino")),
-    ):  # fmt: skip
-        if value not in choices:
-            raise OptionError(name, expected=" or ".join(choices), got=repr(value))
-    if start == "bundle":
-        regressor = bundle.load_regressor()
-        own = {"--num-words": regressor.config.num_words, "--encoders": regressor.config.encoders}
-        asked = {"--num-words": num_words or own["--num-words"], "--encoders": encoders}
-        for name, value in own.items():
-            if asked[name] != value:
-                raise OptionError(
-                    name, expected=f"{value}, as of the bundle's regressor", got=str(asked[name]),
-                    remedy="Begin anew: --start unet",
-                )  # fmt: skip
-        return regressor
-    if num_words is None and encoders == "both":
-        return None
-    from hbsdk.training.start import fresh_regressor
-
-    return fresh_regressor(bundle, num_words=num_words, encoders=encoders, seed=options.seed)
 
 
 def _observers(

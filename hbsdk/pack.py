@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from hbsdk.bundle import Bundle, Source
-from hbsdk.bundle_info import COMPONENTS, ROOT_FILES, BundleInfo, counts_for, read_json
+from hbsdk.bundle_info import COMPONENTS, MANIFEST, ROOT_FILES, BundleInfo, counts_for, read_json
 from hbsdk.bundle_write import write_manifest, write_model_index
-from hbsdk.errors import BundleError
+from hbsdk.errors import BundleError, HbsdkError
 from hbsdk.model_card import model_card
+from hbsdk.training.refusal import refusal_of
 
 TRAINING_RECORD = "training.json"  # what `hbsdk train` writes beside the regressor
 EVALUATION_RECORD = "evaluation.json"
@@ -61,14 +64,14 @@ def pack(
     """
     out = Path(os.path.expanduser(out))
     _check_free(out)
-    training = _training_record(regressor)
     composed = Bundle.compose(
         base=base, image_encoder=image_encoder, dino=dino, regressor=regressor, config=config,
         class_word=class_word, name=name or out.name,
     )  # fmt: skip
     _check_whole(composed)
+    training = _training_record(composed.components["regressor"])
     results = {} if evaluation is None else read_json(evaluation)
-    info = _described(composed.info, base, training, licence)
+    info = _described(composed, base, training, licence)
     with _temporary_beside(out) as folder:
         for component in COMPONENTS:
             composed.verify(component)
@@ -97,9 +100,12 @@ def _check_free(out: Path) -> None:
         )  # fmt: skip
 
 
-def _training_record(regressor: Source) -> dict[str, Any]:
-    """Return the training.json of a regressor's folder or of the one around it, if there is one."""
-    folder = Path(os.path.expanduser(regressor))
+def _training_record(folder: Path) -> dict[str, Any]:
+    """Return the training.json of a regressor's folder or of the one around it, if there is one.
+
+    Args:
+        folder: where its files are: for a hub id, in the hub's cache.
+    """
     for place in (folder, folder.parent):
         if (place / TRAINING_RECORD).is_file():
             return read_json(place / TRAINING_RECORD)
@@ -126,18 +132,27 @@ def _check_whole(composed: Bundle) -> None:
 
 
 def _described(
-    info: BundleInfo, base: Source, training: Mapping[str, Any], licence: str | None
+    composed: Bundle, base: Source, training: Mapping[str, Any], licence: str | None
 ) -> BundleInfo:
     """Return what the new bundle says of itself."""
+    info = composed.info
     data = training.get("source")
     trained_on = data if isinstance(data, str) and data.strip() else info.trained_on
     return replace(
         info,
         licence=licence or info.licence,
         trained_on=trained_on,
-        base=info.base if info.base != "unknown" else Path(os.fspath(base)).name,
+        base=_name_of_base(base, composed),
         files={},
     )
+
+
+def _name_of_base(base: Source, composed: Bundle) -> str:
+    """Return what the base's bundle says of itself, or else the hub id or name that it came by."""
+    if Path(os.path.expanduser(base)).exists():
+        return composed.info.base if composed.info.base != "unknown" else Path(base).name
+    has_manifest = (composed.components["unet"].parent / MANIFEST).exists()
+    return composed.info.base if has_manifest else os.fspath(base)
 
 
 @contextmanager
@@ -151,10 +166,15 @@ def _temporary_beside(out: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True)
         yield folder
-    except OSError as error:
+    except HbsdkError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        refused = refusal_of(error)
+        if refused is None:
+            raise
         raise BundleError(
             f"output {out}", expected="a place that can be written, with room for the bundle",
-            got=str(error), remedy="Free some space or choose another place",
+            got=str(refused), remedy="Free some space or choose another place",
         ) from error  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How caches write their files: whole or not at all, whatever other processes do meanwhile."""
+"""How training writes its files: whole or not at all, whatever other processes do meanwhile."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from hbsdk.errors import TrainingError
 
 def make_cache_folder(cache: Path) -> None:
     """Make the folder of a cache, and those above it.
+
+    Args:
+        cache: may be there already.
 
     Raises:
         TrainingError: it cannot be made.
@@ -30,7 +33,12 @@ def make_cache_folder(cache: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name and rename it; makes the folder it is in.
 
-    Two processes that write one file leave what either of them wrote, whole.
+    Two processes that write one file leave what either of them wrote, whole. What was there stays
+    until the new content is on the disk.
+
+    Args:
+        path: of the file.
+        data: all of its content.
 
     Raises:
         OSError: the disk is full or cannot be written to; nothing is left of the attempt.
@@ -38,7 +46,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):

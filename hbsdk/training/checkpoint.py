@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -11,16 +10,19 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from hbsdk.bundle import Bundle
-from hbsdk.errors import TrainingError
+from hbsdk.errors import HbsdkError, TrainingError
 from hbsdk.regressor import PromptRegressor
 from hbsdk.training.options import TrainOptions
 from hbsdk.training.pairs import PairSource
+from hbsdk.training.refusal import is_full, refusal_of
 
 FROZEN = ("tokenizer", "text_encoder", "unet", "vae", "scheduler", "image_encoder", "dino")
 DATA = "data"
@@ -59,7 +61,15 @@ def describe_run(
     regressor: PromptRegressor,
     processes: int,
 ) -> dict[str, Any]:
-    """Return what must be the same for a run to be resumed, by name, as JSON has it."""
+    """Return what must be the same for a run to be resumed, by name, as JSON has it.
+
+    Args:
+        bundle: whose frozen networks are trained with.
+        source: of the data.
+        options: of the run; what may change from one part of it to the next is left out.
+        regressor: where the run starts, of which only the architecture counts.
+        processes: how many share the global batch.
+    """
     frozen = {name: bundle.components[name] for name in FROZEN if name in bundle.components}
     each = options.batch_size * options.gradient_accumulation_steps
     described: dict[str, Any] = {
@@ -78,6 +88,10 @@ def describe_run(
 def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
     """Refuse to resume what is another run; warn of rates that are others.
 
+    Args:
+        checkpoint: to go on from.
+        run: what `describe_run` says of the run that would go on.
+
     Raises:
         TrainingError: data, bundle, architecture or settings differ from the checkpoint's.
     """
@@ -95,9 +109,12 @@ def check_same_run(checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
 
 
 def newest_checkpoint(out: Path) -> Checkpoint | None:
-    """Return the complete checkpoint with the most steps; what is half-written does not count."""
-    found = (_described(folder) for folder in _folders(out))
-    return next((one for one in found if one is not None), None)
+    """Return the complete checkpoint with the most steps; what is half-written does not count.
+
+    Args:
+        out: the run's folder, which need not be there.
+    """
+    return next(_complete(out), None)
 
 
 def write_checkpoint(
@@ -109,7 +126,7 @@ def write_checkpoint(
     run: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint, then remove the oldest ones.
+    """Write a checkpoint, then remove the oldest ones and what is incomplete.
 
     Args:
         out: the run's folder; checkpoints are in checkpoints/step-000500/ and so on.
@@ -117,17 +134,17 @@ def write_checkpoint(
         step: steps done.
         seconds: that they took.
         run: what `describe_run` returned.
-        keep: how many checkpoints stay.
+        keep: how many complete checkpoints stay.
 
     Returns:
         Its folder.
 
     Raises:
-        TrainingError: it could not be written; the former checkpoint is still there.
+        TrainingError: it could not be written; the former checkpoints are still there.
     """
     folder = out / "checkpoints" / f"step-{step:06d}"
     temporary = folder.with_name(f".{folder.name}.tmp")
-    with refused_writes(f"the checkpoint of step {step}"):
+    with refused_writes(f"the checkpoint of step {step}", out):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -136,18 +153,25 @@ def write_checkpoint(
             about = {
                 "schema": _SCHEMA, "step": step, "seconds": seconds, "bytes": size, "run": run
             }  # fmt: skip
-            (temporary / _ABOUT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+            _write_about(about, temporary / _ABOUT)
+            _sync_folder(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
+            _sync_folder(folder.parent)  # before an older one goes
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    for old in _folders(out)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    kept = {one.folder for one in islice(_complete(out), keep)}
+    for old in _folders(out):
+        if old not in kept:
+            shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what was given to `write_checkpoint`, on the CPU.
+
+    Args:
+        checkpoint: a complete one.
 
     Raises:
         TrainingError: the file is damaged.
@@ -165,31 +189,36 @@ def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 @contextmanager
-def refused_writes(what: str) -> Iterator[None]:
+def refused_writes(what: str, out: Path) -> Iterator[None]:
     """Make a TrainingError of what the disk refuses while the context is open.
+
+    Args:
+        what: is written, for the message.
+        out: the run's folder, whose checkpoints decide how one can go on.
 
     Raises:
         TrainingError: the disk is full, or may not be written to.
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        refused = _refused(error)
+    except HbsdkError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        refused = refusal_of(error)
         if refused is None:
             raise
-        full = refused.errno == errno.ENOSPC
+        cure = "Make room" if is_full(refused) else f"Make {out} a place that can be written to"
+        kept = newest_checkpoint(out)
+        again = (
+            "begin again: there is no checkpoint yet"
+            if kept is None
+            else f"go on with --resume from {kept.folder.name}, which is still there"
+        )
         raise TrainingError(
-            f"{what} could not be written" + (": the disk is full" if full else ""),
+            f"{what} could not be written" + (": the disk is full" if is_full(refused) else ""),
             got=str(refused)[:300],
-            remedy="Earlier checkpoints are still there: make room, then go on with --resume",
+            remedy=f"{cure}, then {again}",
         ) from error
-
-
-def _refused(error: BaseException | None) -> OSError | None:
-    """Return the system's error that one came from: torch, closing its file, hides it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
 
 
 def _write_state(state: Mapping[str, Any], path: Path) -> None:
@@ -199,12 +228,37 @@ def _write_state(state: Mapping[str, Any], path: Path) -> None:
         os.fsync(file.fileno())  # before the folder gets its name
 
 
+def _write_about(about: Mapping[str, Any], path: Path) -> None:
+    """Write what makes a checkpoint complete."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(about, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """See to it that the names in a folder are on the disk, where the system can."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def _folders(out: Path) -> list[Path]:
     """Return all checkpoints' folders, the newest first."""
     within = out / "checkpoints"
     found = within.iterdir() if within.is_dir() else iter(())
     named = [(match, path) for path in found if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(named, key=lambda one: -int(one[0][1]))]
+
+
+def _complete(out: Path) -> Iterator[Checkpoint]:
+    """Yield the complete checkpoints, the newest first."""
+    found = (_described(folder) for folder in _folders(out))
+    return (one for one in found if one is not None)
 
 
 def _described(folder: Path) -> Checkpoint | None:

@@ -38,7 +38,13 @@ class FixedPictures(Protocol):
     """
 
     def keys(self, seed: int, step: int, indices: Sequence[int]) -> list[tuple[Key, Key]]:
-        """Return the numbers of reference and target of the pairs that `pairs` returns."""
+        """Return the numbers of reference and target of the pairs that `pairs` returns.
+
+        Args:
+            seed: of the run.
+            step: 0 is the first.
+            indices: the pairs' numbers in the step's global batch.
+        """
 
 
 @dataclass(frozen=True)
@@ -129,11 +135,19 @@ class PairEncoder:
         self._tokens = tokens
 
     def read_kept(self, path: Path) -> None:
-        """Take over what an earlier run encoded, if its file is there and whole."""
+        """Take over what an earlier run encoded, if its file is there and whole.
+
+        Args:
+            path: that `write_kept` wrote.
+        """
         read_kept(path, {"latents": self._kept_latents, "features": self._kept_features})
 
     def write_kept(self, path: Path) -> None:
-        """Write what pictures were encoded as, unless the file has it all."""
+        """Write what pictures were encoded as, unless the file has it all.
+
+        Args:
+            path: for another run's `read_kept`.
+        """
         write_kept(path, {"latents": self._kept_latents, "features": self._kept_features})
 
     @torch.no_grad()

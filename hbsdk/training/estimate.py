@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from hbsdk.bundle import Bundle
-from hbsdk.errors import OptionError, TrainingError
+from hbsdk.errors import OptionError
+from hbsdk.options import _check_whole
 from hbsdk.regressor import PromptRegressor
 from hbsdk.training.loop import train
 from hbsdk.training.machine import (
+    DTYPES,
     available_bytes,
     device_name,
     peak_memory_bytes,
@@ -25,12 +27,14 @@ from hbsdk.training.machine import (
     training_device,
 )
 from hbsdk.training.options import TrainOptions
-from hbsdk.training.pairs import Pair, PairSource
-from hbsdk.training.random_bundle import RandomBundle, same_size, sd15_bundle
+from hbsdk.training.pairs import PairSource
+from hbsdk.training.random_bundle import RandomBundle, RandomPictures, same_size, sd15_bundle
 from hbsdk.training.rehearsal import Rehearsal, rehearse
+from hbsdk.training.start import Start
+from hbsdk.training.stopping import TrainingStoppedError
 
 _NEVER = 100_000_000  # steps between checkpoints
-_PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MOST_MEASURED = 10_000  # steps
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ def estimate(
     source: PairSource,
     options: TrainOptions,
     *,
+    start: Start | None = None,
     steps: int = 3,
     warm_up: int = 1,
     on_stage: Callable[[str], object] = lambda _: None,
@@ -112,20 +117,30 @@ def estimate(
         bundle: to train for.
         source: of pairs.
         options: of the training; nothing of it is written.
-        steps: to measure.
-        warm_up: steps before those, which are not measured.
+        start: what the training starts from; None is the bundle's UNet.
+        steps: to measure, at least one.
+        warm_up: steps before those, which are not measured; at least one, whose end is where the
+            measuring begins.
         on_stage: told what is being done.
 
+    Returns:
+        What the training takes.
+
     Raises:
-        OptionError: there are many processes: one is measured alone.
+        OptionError: there are many processes: one is measured alone; a number of steps is out of
+            its range; or `start` contradicts the bundle's regressor.
         BundleError: the bundle lacks a network.
         TrainingError: the data cannot be trained on.
+        TrainingStoppedError: a signal came while it was measured.
     """
     _check_alone()
+    _check_whole("steps", steps, 1, _MOST_MEASURED)
+    _check_whole("warm_up", warm_up, 1, _MOST_MEASURED)
+    start = Start() if start is None else start
     on_stage(f"calculating a step of {bundle.info.name}")
     device = training_device()
     sizes = bundle if isinstance(bundle, RandomBundle) else same_size(bundle)
-    rehearsal = rehearse(sizes, options, device)
+    rehearsal = rehearse(sizes, options, device, start.config(bundle))
     room = available_bytes(device)
     if room is not None and rehearsal.peak_bytes > room:
         on_stage(
@@ -134,11 +149,16 @@ def estimate(
         )
         return _calculated(bundle.info.name, options, device, rehearsal)
     on_stage(f"measuring {steps} steps of {bundle.info.name} after {warm_up} to warm up")
-    return _measured(bundle, source, options, device, rehearsal, steps, warm_up)
+    watch = _Watch(steps, warm_up)
+    return _measured(bundle, source, options, start, watch, device, rehearsal)
 
 
 def estimate_sd15(
-    options: TrainOptions, *, steps: int = 3, on_stage: Callable[[str], object] = lambda _: None
+    options: TrainOptions,
+    *,
+    start: Start | None = None,
+    steps: int = 3,
+    on_stage: Callable[[str], object] = lambda _: None,
 ) -> Estimate:
     """Measure random networks of SD 1.5's size on random pictures, or calculate.
 
@@ -146,46 +166,28 @@ def estimate_sd15(
 
     Args:
         options: of the training.
+        start: the regressor's words and encoders, from the UNet; None is five and both.
         steps: to measure; 0 calculates, whatever the memory.
         on_stage: told what is being done.
 
+    Returns:
+        What the training takes.
+
     Raises:
+        BundleError: `start` goes on from a regressor: these networks have none.
         OptionError: there are many processes.
+        TrainingStoppedError: a signal came while it was measured.
     """
+    start = Start() if start is None else start
     with TemporaryDirectory(prefix="hbsdk-sd15-") as folder:
         bundle = sd15_bundle(Path(folder))
         if steps:
             source = RandomPictures(bundle.info.image_size_px)
-            return estimate(bundle, source, options, steps=steps, on_stage=on_stage)
+            return estimate(bundle, source, options, start=start, steps=steps, on_stage=on_stage)
         on_stage("calculating a step of SD 1.5's size")
         device = training_device()
-        rehearsal = rehearse(bundle, options, device)
+        rehearsal = rehearse(bundle, options, device, start.config(bundle))
         return _calculated(bundle.info.name, options, device, rehearsal)
-
-
-class RandomPictures:
-    """Pairs of noise, where only their size matters."""
-
-    name, fingerprint = "noise", "noise"
-
-    def __init__(self, size_px: int) -> None:
-        self._size = size_px
-
-    def __len__(self) -> int:
-        """How many pictures there are."""
-        return 1
-
-    def pairs(self, seed: int, step: int, indices: Sequence[int]) -> list[Pair]:
-        """Return the pairs with these numbers of a step's global batch."""
-        rng = np.random.default_rng([seed, step])
-        shape = (len(indices), 2, self._size, self._size, 3)
-        pixels = rng.integers(0, 256, shape, np.uint8)
-        mask = np.ones((self._size, self._size), np.uint8)
-        return [Pair(one, mask, other, mask, "a photo of S*") for one, other in pixels]
-
-    def skipped(self) -> list[tuple[str, str]]:
-        """Return nothing."""
-        return []
 
 
 class _EnoughMeasured(Exception):  # noqa: N818 - no error: it ends a run that has told enough
@@ -195,9 +197,14 @@ class _EnoughMeasured(Exception):  # noqa: N818 - no error: it ends a run that h
 class _Watch:
     """Notes when each step ended, and ends the run after so many."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, measured: int, warm_up: int) -> None:
+        self.warm_up, self.steps = warm_up, warm_up + measured
         self.ends: list[float] = []
+
+    @property
+    def spans(self) -> np.ndarray:
+        """Seconds of each step after the last one that warmed up, (measured,)."""
+        return np.diff(self.ends[self.warm_up - 1 :])
 
     def on_step(self, _: int, __: Mapping[str, float]) -> None:
         """Note the time."""
@@ -213,12 +220,11 @@ def _measured(
     bundle: Bundle,
     source: PairSource,
     options: TrainOptions,
+    start: Start,
+    watch: _Watch,
     device: torch.device,
     rehearsal: Rehearsal,
-    steps: int,
-    warm_up: int,
 ) -> Estimate:
-    watch = _Watch(warm_up + steps)
     quiet = replace(
         options, steps=max(options.steps, watch.steps + 1), log_steps=1, sample_steps=0,
         checkpoint_steps=_NEVER,
@@ -226,25 +232,26 @@ def _measured(
     reset_peak(device)
     with TemporaryDirectory(prefix="hbsdk-estimate-") as folder:
         try:
-            train(bundle, source, Path(folder), quiet, progress=False, observers=(watch,))
-        except TrainingError as error:
-            if folder not in error.what:
-                raise
-            # A signal: what it says can be resumed is gone with the folder.
-            raise TrainingError("the estimate was stopped", remedy="Run it again") from error
+            train(
+                bundle, source, Path(folder), quiet, progress=False, observers=(watch,),
+                regressor=start.regressor(bundle, options.seed),
+            )  # fmt: skip
+        except TrainingStoppedError as error:
+            # What it says can be resumed is gone with the folder.
+            raise TrainingStoppedError("the estimate was stopped", remedy="Run it again") from error
         except _EnoughMeasured:
             pass
-    spans = np.diff(watch.ends)[warm_up - 1 :]
     return _estimate(
-        bundle.info.name, options, device, rehearsal, seconds_per_step=float(np.median(spans)),
-        peak_bytes=peak_memory_bytes(device), measured_steps=len(spans),
+        bundle.info.name, options, device, rehearsal,
+        seconds_per_step=float(np.median(watch.spans)),
+        peak_bytes=peak_memory_bytes(device), measured_steps=len(watch.spans),
     )  # fmt: skip
 
 
 def _calculated(
     name: str, options: TrainOptions, device: torch.device, rehearsal: Rehearsal
 ) -> Estimate:
-    rate = product_rate(device, _PRECISIONS[options.mixed_precision])
+    rate = product_rate(device, DTYPES[options.mixed_precision])
     return _estimate(
         name, options, device, rehearsal, seconds_per_step=rehearsal.operations / rate,
         peak_bytes=rehearsal.peak_bytes, measured_steps=0, operations_per_second=rate,

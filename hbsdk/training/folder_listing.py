@@ -53,6 +53,10 @@ def list_pictures(root: Path, *, progress: bool) -> Listing:
     Hidden files and folders, and files whose names do not end as pictures' do, are passed over.
     `X.mask.png` and `X_mask.png` are masks, and so is all that is in a folder called "masks".
 
+    Args:
+        root: the folder.
+        progress: show how many were found so far.
+
     Raises:
         TrainingError: there is no such folder, it cannot be read, or it holds no picture.
     """

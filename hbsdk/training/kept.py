@@ -15,7 +15,7 @@ from hbsdk.training.pairs import Pixels
 Key = int
 Encode = Callable[[Sequence[Pixels], Sequence[Pixels]], tuple[Tensor, ...]]  # pictures, masks
 
-_CHUNK = 8  # pictures encoded at once
+_ENCODED_AT_ONCE = 8  # pictures
 _MOST_BYTES = 4 << 30  # that one `Kept` holds; what comes later is encoded each time
 
 
@@ -40,14 +40,20 @@ class Kept:
     def __call__(
         self, keys: Sequence[Key], pictures: Sequence[Pixels], masks: Sequence[Pixels]
     ) -> tuple[Tensor, ...]:
-        """Return what N pictures are encoded as, tensors of N rows."""
+        """Return what N pictures are encoded as, tensors of N rows.
+
+        Args:
+            keys: what each picture is known by.
+            pictures: N of them, used where a key is new.
+            masks: of the pictures.
+        """
         given = dict(zip(keys, zip(pictures, masks, strict=True), strict=True))
         found = {key: self._rows[key] for key in given if key in self._rows}
         missing = [key for key in given if key not in found]
-        for start in range(0, len(missing), _CHUNK):
-            chunk = missing[start : start + _CHUNK]
+        for start in range(0, len(missing), _ENCODED_AT_ONCE):
+            chunk = missing[start : start + _ENCODED_AT_ONCE]
             filled = [given[key] for key in chunk]
-            filled += filled[-1:] * (_CHUNK - len(chunk))
+            filled += filled[-1:] * (_ENCODED_AT_ONCE - len(chunk))
             encoded = self._encode([one for one, _ in filled], [mask for _, mask in filled])
             rows = zip(*(tensor.half().cpu() for tensor in encoded), strict=True)
             found.update(zip(chunk, rows, strict=False))
@@ -70,7 +76,15 @@ class Kept:
         return list(self._rows), [torch.stack(column) for column in columns]
 
     def load_state(self, keys: list[Key], columns: list[Tensor]) -> None:
-        """Take over what `state` returned."""
+        """Take over what `state` returned.
+
+        Args:
+            keys: N of them.
+            columns: tensors of N rows.
+
+        Raises:
+            ValueError: there are not as many rows as keys.
+        """
         self._rows = dict(zip(keys, zip(*columns, strict=True), strict=True))
         self._bytes = sum(column.nbytes for column in columns)
         self.has_more = False
@@ -80,6 +94,10 @@ def write_kept(path: Path, parts: Mapping[str, Kept]) -> None:
     """Write what all parts keep, atomically, unless the file they were read from has it all.
 
     What the disk refuses is only warned about: it can be encoded again.
+
+    Args:
+        path: of the file; its folder is made.
+        parts: by name.
     """
     if not any(part.has_more for part in parts.values()):
         return
@@ -95,10 +113,28 @@ def write_kept(path: Path, parts: Mapping[str, Kept]) -> None:
 
 
 def read_kept(path: Path, parts: Mapping[str, Kept]) -> None:
-    """Fill parts from a file, mapped to memory; one that is not there, or not whole, is left."""
+    """Fill parts from a file, mapped to memory; one that is not there, or not whole, is left.
+
+    Args:
+        path: that `write_kept` wrote.
+        parts: by the same names; either all are filled or none.
+    """
+    if not path.exists():
+        return
     try:
         state = torch.load(path, weights_only=True, mmap=True)
-    except (OSError, RuntimeError):  # torch's for a file that is cut off
+        filled = {name: _checked(*state[name]) for name in parts}
+    except Exception:  # a damaged file makes torch raise almost anything; it is written anew
         return
     for name, part in parts.items():
-        part.load_state(*state[name])
+        part.load_state(*filled[name])
+
+
+def _checked(keys: list[Key], columns: list[Tensor]) -> tuple[list[Key], list[Tensor]]:
+    """Return what `Kept.state` returned, if it can be that."""
+    if not all(type(key) is int for key in keys):
+        raise TypeError("keys are whole numbers")
+    rows = {len(column) for column in columns if column.dtype == torch.float16}
+    if rows != ({len(keys)} if keys else set()):
+        raise ValueError("columns are float16, of one row a key")
+    return keys, columns

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
@@ -35,20 +35,13 @@ from hbsdk.refine import EncodedReference, noised_reference, reference_loss
 from hbsdk.regressor import PromptRegressor
 from hbsdk.text import tokenize_prompt
 from hbsdk.training.cache_file import write_atomically
+from hbsdk.training.layer_groups import Group, changes, layer_groups
 from hbsdk.training.layer_report import means_of, plot
 from hbsdk.training.pairs import Pair, PairSource
 
 RESULTS, PLOT = "layer_importance.json", "layer_importance.png"
-GROUPS = (
-    "cross-attention Q/K/V", "self-attention Q/K/V", "attention outputs", "feed-forward",
-    "convolutions", "feature merge", "query head", "other",
-)  # fmt: skip
 # Source: HybridBooth, section 4.3; "mean cosine distance of parameters", on a scale of its own.
 PAPER = {"cross-attention": 56.3, "self-attention": 43.9, "other layers": 12.4}
-_QUERY_HEAD = (
-    "region_norms", "region_projections", "feature_projection", "pool", "to_words", "queries",
-    "base_words",
-)  # fmt: skip
 _CHECK_LEVELS = 16  # noise levels of the loss before and after, other than the steps' own
 _CHECK_SEED = 2**31 - 1
 
@@ -61,22 +54,34 @@ class LayerOptions:
         subjects: how many, one fine-tuning of everything and one a group each.
         steps: of each fine-tuning.
         seed: which pairs of the data, and the noise.
-        personalize: refinement's settings; `effective_step` is the rate of AdamW.
+        personalize: refinement's settings; `effective_step` is the rate of AdamW. What is refined,
+            for how many steps and by which seed is decided here instead. The photo is not
+            mirrored: the loss that is looked at is the photo's own.
 
     Raises:
-        OptionError: a value is out of its range.
+        OptionError: a value is out of its range; or `personalize` mirrors the photo or takes Eq. 5
+            literally, neither of which is measured here.
     """
 
     subjects: int = 8
     steps: int = 20
     seed: int = 0
-    personalize: PersonalizeOptions = field(default_factory=PersonalizeOptions)
+    personalize: PersonalizeOptions = field(
+        default_factory=lambda: PersonalizeOptions(mirror=False)
+    )
 
     def __post_init__(self) -> None:
         for name, most in (("subjects", 10_000), ("steps", 100_000)):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
                 raise OptionError(name, expected=f"a whole number from 1 to {most}", got=str(value))
+        for name, only in (("mirror", False), ("mode", "default")):
+            value = getattr(self.personalize, name)
+            if value != only:
+                raise OptionError(
+                    f"personalize.{name}", expected=repr(only), got=repr(value),
+                    remedy="One photo is fine-tuned on, as it is: leave this setting to it",
+                )  # fmt: skip
 
 
 def layer_importance(
@@ -136,48 +141,6 @@ def layer_importance(
     return results
 
 
-@dataclass(frozen=True)
-class Group:
-    """Layers of one kind: layer -> the parameters it owns, by name."""
-
-    layers: Mapping[str, Mapping[str, Tensor]]
-
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """All parameters by name."""
-        return {name: w for owned in self.layers.values() for name, w in owned.items()}
-
-
-def layer_groups(regressor: nn.Module) -> dict[str, Group]:
-    """Return group -> its layers, those of `GROUPS` that the regressor has.
-
-    A layer is a module with parameters of its own, its weight and bias taken together; `queries`
-    and `base_words` are a layer each.
-    """
-    found: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in GROUPS}
-    for layer, module in regressor.named_modules():
-        for name, weight in module.named_parameters(layer, recurse=False):
-            owner = layer or name
-            owned = found[_group_of(owner, module)].setdefault(owner, {})
-            owned[name] = weight.detach()
-    return {name: Group(layers) for name, layers in found.items() if layers}
-
-
-def _group_of(layer: str, module: nn.Module) -> str:
-    parts = layer.split(".")
-    if parts[0] in _QUERY_HEAD:
-        return "query head"
-    if parts[0] == "feature_merge":
-        return "feature merge"
-    if parts[-1] in ("to_q", "to_k", "to_v"):
-        return f"{'cross' if 'attn2' in parts else 'self'}-attention Q/K/V"
-    if "to_out" in parts:
-        return "attention outputs"
-    if "ff" in parts:
-        return "feed-forward"
-    return "convolutions" if isinstance(module, nn.Conv2d) else "other"
-
-
 def fine_tune(
     regressor: PromptRegressor,
     denoiser: Denoiser,
@@ -196,6 +159,9 @@ def fine_tune(
 
     Returns:
         The parameters' new values, by name.
+
+    Raises:
+        TrainingError: the loss is not finite.
     """
     settings = options.personalize
     generator = torch.Generator().manual_seed(options.seed)
@@ -226,28 +192,6 @@ def _words(
     inputs = (reference.latents.to(regressor.dtype), reference.features)
     words: Tensor = functional_call(regressor, dict(changed), inputs)
     return words.float()
-
-
-def changes(group: Group, after: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return how far a group's layers moved, each measure the mean over its layers.
-
-    cosine_distance is 1 - cos(theta, theta'), the paper's; relative_change |theta' - theta| /
-    |theta|, Custom Diffusion's. Layers of zeros, which have no direction, are left out.
-    """
-    distances, relative = [], []
-    for owned in group.layers.values():
-        old = torch.cat([weight.double().flatten() for weight in owned.values()])
-        new = torch.cat([after[name].double().flatten() for name in owned])
-        if old.norm() == 0.0 or new.norm() == 0.0:
-            continue
-        # Half the squared distance of the unit vectors: 1 - cos would be rounded away.
-        apart = new / new.norm() - old / old.norm()
-        distances.append(0.5 * apart.square().sum().item())
-        relative.append(((new - old).norm() / old.norm()).item())
-    return {
-        "cosine_distance": float(np.mean(distances)) if distances else 0.0,
-        "relative_change": float(np.mean(relative)) if relative else 0.0,
-    }
 
 
 def _measure(

@@ -14,7 +14,11 @@ from hbsdk.training.cache_file import write_atomically
 
 
 def means_of(rows: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Return measure -> its mean and standard error over the rows."""
+    """Return measure -> its mean and standard error over the rows.
+
+    Args:
+        rows: with the same measures.
+    """
     kept = list(rows)
     count = len(kept)
     means = {}
@@ -26,7 +30,11 @@ def means_of(rows: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]
 
 
 def in_words(results: Mapping[str, Any]) -> str:
-    """Return the groups' means as a table for a person to read."""
+    """Return the groups' means as a table for a person to read.
+
+    Args:
+        results: of `layer_importance`.
+    """
     measures = ("cosine_distance", "relative_change", "loss_decrease", "other_picture_decrease")
     head = ("cosine", "relative", "loss fall", "other picture")
     lines = [f"{'':24}{'parameters':>12}" + "".join(f"{title:>16}" for title in head)]
@@ -40,7 +48,15 @@ def in_words(results: Mapping[str, Any]) -> str:
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
-    """Draw the groups' measures as bars, with standard errors, into a PNG."""
+    """Draw the groups' measures as bars, with standard errors.
+
+    Args:
+        results: of `layer_importance`.
+        path: of the PNG to write.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

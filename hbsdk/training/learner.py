@@ -71,7 +71,12 @@ class Learner:
         return cast("PromptRegressor", self.average.module)
 
     def words(self, latents: Tensor, features: ImageFeatures) -> Tensor:
-        """Return the words of N references, (N, n, d) float32, to be trained through."""
+        """Return the words of N references, (N, n, d) float32, to be trained through.
+
+        Args:
+            latents: (N, C, h, w) clean and scaled.
+            features: of the same references.
+        """
         words: Tensor = self.model(latents, features)
         return words.float()
 
@@ -111,7 +116,11 @@ class Learner:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Take over what `state` returned.
+
+        Args:
+            state: of a run with the same options.
+        """
         self.regressor.load_state_dict(state["regressor"])
         resume_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:

@@ -18,8 +18,9 @@ from hbsdk.regressor import PromptRegressor
 from hbsdk.training.checkpoint import Checkpoint, newest_checkpoint
 from hbsdk.training.options import TrainOptions
 from hbsdk.training.pairs import PairSource
-from hbsdk.training.run import Figures, Observer, Run, TrainingResult
+from hbsdk.training.run import Run, TrainingResult
 from hbsdk.training.stopping import stop_requests
+from hbsdk.training.telling import Figures, Listeners, Observer
 
 __all__ = ["Figures", "Observer", "TrainingResult", "train"]
 
@@ -50,20 +51,25 @@ def train(
         regressor: where to start, not changed; None starts from the UNet and the class word.
         resume: go on from the newest complete checkpoint in `out`, if there is one.
         progress: show a progress bar.
-        observers: told of figures and samples, on the main process.
+        observers: told of figures and samples, on the main process, after a step's checkpoint is
+            written. One that has no room or no memory is warned of once and ends nothing.
         encoded: folder in which what fixed pictures were encoded as is kept for other runs on the
             same data, bundle and precision; see `FixedPictures`. None keeps it in memory alone.
+
+    Returns:
+        What the run came to.
 
     Raises:
         BundleError: the bundle lacks a network.
         OptionError: there is no such precision on this device.
         TrainingError: `out` holds a run and `resume` is not set, or another run's; the loss is not
-            finite; something cannot be written; or a signal stopped the run (at the end of a step,
-            with a checkpoint).
+            finite; or something cannot be written.
+        TrainingStoppedError: a signal stopped the run, at the end of a step, with a checkpoint.
     """
     accelerator = _accelerator(options)
     checkpoint = _checkpoint(accelerator, out, resume=resume)
     run = Run(accelerator, bundle, source, out, options, regressor, checkpoint)
+    listeners = Listeners(observers)
     kept = None if encoded is None else encoded / run.kept_name
     if kept is not None:
         run.encoder.read_kept(kept)
@@ -72,14 +78,16 @@ def train(
             run.started = time.perf_counter()
             for step, parts in groupby(batches, key=lambda batch: batch.step):
                 figures = run.step(step, parts, stop)
-                run.tell(step + 1, figures, observers)
+                run.write_log(step + 1, figures)
+                run.keep(step + 1)  # before others look at the step, whatever becomes of that
+                run.tell(step + 1, figures, listeners)
                 bar.set_postfix(
                     refresh=False,
                     loss=f"{figures['loss']:.4f}",
                     images_s=f"{figures['images_per_second']:.1f}",
                 )
                 bar.update()
-                run.keep(step + 1)
+                run.end_if_stopped(step + 1)
         return run.finish()
     finally:
         if kept is not None and accelerator.is_main_process:

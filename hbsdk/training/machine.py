@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from hbsdk.training.options import MixedPrecision
+
+DTYPES: Mapping[MixedPrecision, torch.dtype] = {
+    "no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
+}  # fmt: skip
 _PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is timed
 _PRODUCT_SECONDS = 1.0
 
 
 def training_device() -> torch.device:
-    """Return where one process trains."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return where one process trains: the accelerator that torch finds (CUDA, MPS, XPU) or CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def device_name(device: torch.device) -> str:
-    """Return what to call it."""
+    """Return what to call a device.
+
+    Args:
+        device: the CPU, or one of this machine's accelerators.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"the CPU with {torch.get_num_threads()} threads"
+    if device.type == "cpu":
+        return f"the CPU with {torch.get_num_threads()} threads"
+    return f"the accelerator {device.type}"
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return floating-point operations a second of a large matrix product, measured now."""
+    """Return the speed of a large matrix product, measured now for a second.
+
+    Args:
+        device: to measure.
+        dtype: of the matrices.
+
+    Returns:
+        Floating-point operations a second.
+    """
     side = _PRODUCT_SIDE.get(device.type, 2048)
     left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     left @ right
@@ -40,10 +62,17 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return the memory that is free for a training, or None where it cannot be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return _kib_of("/proc/meminfo", "MemAvailable")
+    """Return the memory that is free for a training, or None where it cannot be told.
+
+    Args:
+        device: to train on.
+    """
+    if device.type == "cpu":
+        return _kib_of("/proc/meminfo", "MemAvailable")
+    try:
+        return int(torch.accelerator.get_memory_info(device)[0])
+    except RuntimeError:  # of an accelerator that does not count it
+        return None
 
 
 def _kib_of(path: str, key: str) -> int | None:
@@ -57,9 +86,14 @@ def _kib_of(path: str, key: str) -> int | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let `peak_memory_bytes` begin anew, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    """Let `peak_memory_bytes` begin anew, where the system can.
+
+    Args:
+        device: to measure.
+    """
+    if device.type != "cpu":
+        with contextlib.suppress(RuntimeError):  # as above
+            torch.accelerator.reset_peak_memory_stats(device)
         return
     try:
         Path("/proc/self/clear_refs").write_text("5", "ascii")  # VmHWM begins anew
@@ -68,9 +102,14 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory: of torch on a GPU, of the process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    """Return the most memory: of torch on an accelerator that counts it, else of the process.
+
+    Args:
+        device: to measure.
+    """
+    if device.type != "cpu":
+        with contextlib.suppress(RuntimeError):
+            return int(torch.accelerator.max_memory_allocated(device))
     peak = _kib_of("/proc/self/status", "VmHWM")
     if peak is not None:
         return peak
@@ -81,5 +120,5 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from hbsdk.bundle import Bundle
-from hbsdk.errors import HbsdkError, MissingDependencyError
+from hbsdk.errors import MissingDependencyError
 from hbsdk.features import ImageFeatures, extract_features
 from hbsdk.regressor import PromptRegressor
 from hbsdk.session import Session
@@ -44,6 +44,9 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         """Prepare; the folder is made when something is written.
 
+        Args:
+            folder: of the event files.
+
         Raises:
             MissingDependencyError: tensorboard is not installed.
         """
@@ -54,17 +57,28 @@ class TensorBoard:
             )  # fmt: skip
         self._folder = folder
         self._writer: Any = None
+        self._refused: str | None = None
 
     def _open(self, step: int) -> Any:
+        if self._refused is not None:  # each attempt would leave a file and a thread
+            raise OSError(self._refused)
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # What a run wrote after the checkpoint that it is resumed from is not shown.
-            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+            try:
+                # What a run wrote after the checkpoint that it is resumed from is not shown.
+                self._writer = SummaryWriter(str(self._folder), purge_step=step)
+            except OSError as error:
+                self._refused = str(error)
+                raise
         return self._writer
 
     def on_step(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write a step's figures."""
+        """Write a step's figures.
+
+        Raises:
+            OSError: they cannot be written.
+        """
         writer = self._open(step)
         for name, value in figures.items():
             writer.add_scalar(f"train/{name}", value, step)
@@ -74,15 +88,23 @@ class TensorBoard:
         """Nothing of the regressor itself is written."""
 
     def add_picture(self, step: int, pixels: Pixels) -> None:
-        """Write an (H, W, 3) uint8 picture."""
+        """Write an (H, W, 3) uint8 picture.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         writer = self._open(step)
         writer.add_image("samples", pixels, step, dataformats="HWC")
         writer.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        if self._writer is not None:
+        """Close the file; what cannot be written any more is warned of and ends nothing."""
+        if self._writer is None:
+            return
+        try:
             self._writer.close()
+        except OSError as error:
+            warnings.warn(f"{self._folder} is not complete: {error}", stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -127,14 +149,16 @@ class SampleSheets:
 
     @torch.no_grad()
     def on_sample(self, step: int, regressor: PromptRegressor) -> None:
-        """Draw a sheet and write it; what cannot be drawn is warned of and ends nothing."""
+        """Draw a sheet and write it.
+
+        Raises:
+            HbsdkError: the bundle cannot draw.
+            OSError: the sheet cannot be written.
+            RuntimeError: as torch's OutOfMemoryError: there is no memory for the networks.
+        """
         session = Session(self._bundle, engine="torch", memory="low", progress=False)
-        try:
-            seen = self._seen = self._seen or self._look(session.torch_backend)
-            rows = [self._row(session, regressor, one) for one in seen]
-        except HbsdkError as error:
-            warnings.warn(f"no samples of step {step}: {error}", stacklevel=2)
-            return
+        seen = self._seen = self._seen or self._look(session.torch_backend)
+        rows = [self._row(session, regressor, one) for one in seen]
         sheet = _sheet(["reference", "target", *self._prompts], rows)
         file = io.BytesIO()
         sheet.save(file, "PNG")

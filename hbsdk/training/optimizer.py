@@ -28,20 +28,35 @@ class RatePlan(Protocol):
 
 
 def rate_factor(step: int, plan: RatePlan) -> float:
-    """Return the rates' factor in 0..1 at a step, 0 being the first."""
+    """Return the rates' factor in 0..1 at a step.
+
+    Args:
+        step: 0 is the first.
+        plan: of the run; without `warmup_steps` the first step has full rates.
+    """
     warm = (step + 1) / max(1, plan.warmup_steps)
     decay_steps = max(1.0, plan.steps * plan.decay_fraction)
     return min(warm, (plan.steps - step) / decay_steps, 1.0)
 
 
 def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every rate of an optimizer of this file to `factor` times its full one."""
+    """Set every rate of an optimizer to `factor` times its full one.
+
+    Args:
+        optimizer: of this file.
+        factor: as of `rate_factor`.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group[_RATE] * factor
 
 
 def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over a checkpoint's state, but for its rates."""
+    """Take over a checkpoint's state, but for its rates.
+
+    Args:
+        optimizer: of this file.
+        state: of an optimizer over the same weights.
+    """
     rates = [group[_RATE] for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -49,7 +64,13 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 
 def adamw(module: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return AdamW over what is trained of a module, with its authors' settings."""
+    """Return AdamW over what is trained of a module, with its authors' settings.
+
+    Args:
+        module: on its device.
+        rate: the full one.
+        weight_decay: of all weights.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
     group = {"params": parameters, _RATE: rate}
     return torch.optim.AdamW([group], lr=rate, weight_decay=weight_decay, fused=True)

@@ -55,6 +55,11 @@ class PairSource(Protocol):
 
         A picture that cannot be read is skipped, counted and listed by the source, and another
         one (also chosen by seed, step and index alone) stands in for it.
+
+        Args:
+            seed: of the run.
+            step: 0 is the first.
+            indices: the pairs' numbers in the step's global batch.
         """
 
     def skipped(self) -> list[tuple[str, str]]:

@@ -134,7 +134,7 @@ class PictureSource(ABC):
         return len(self._groups)
 
     def pairs(self, seed: int, step: int, indices: Sequence[int]) -> list[Pair]:
-        """Return the pairs with these numbers of a step's global batch.
+        """Return the pairs with these numbers of a step's global batch; see `PairSource`.
 
         Raises:
             TrainingError: so many pictures in a row cannot be read that hardly any can.

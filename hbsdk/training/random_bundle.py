@@ -1,15 +1,16 @@
-"""Bundles of random networks of a given size, for measuring what training costs."""
+"""Random networks of a given size, and pictures of noise, to measure what training costs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import (
@@ -24,6 +25,7 @@ from transformers import (
 from hbsdk.bundle import Bundle
 from hbsdk.bundle_check import config_of, part_of
 from hbsdk.bundle_info import BundleInfo
+from hbsdk.training.pairs import Pair
 
 if TYPE_CHECKING:
     from hbsdk.tokenizer import PromptTokenizer
@@ -122,7 +124,11 @@ def sd15_bundle(folder: Path) -> RandomBundle:
 
 
 def same_size(bundle: Bundle) -> RandomBundle:
-    """Return random networks of the sizes of a bundle."""
+    """Return random networks of the sizes of a bundle, without a regressor.
+
+    Args:
+        bundle: whose configurations and tokenizer they share.
+    """
     components = {name: path for name, path in bundle.components.items() if name != "regressor"}
     return RandomBundle(
         replace(bundle.info, files={}),
@@ -132,9 +138,43 @@ def same_size(bundle: Bundle) -> RandomBundle:
     )
 
 
+class RandomPictures:
+    """Pairs of noise, where only their size matters."""
+
+    name, fingerprint = "noise", "noise"
+
+    def __init__(self, size_px: int) -> None:
+        """Prepare.
+
+        Args:
+            size_px: side of the pictures.
+        """
+        self._size = size_px
+
+    def __len__(self) -> int:
+        """How many pictures there are."""
+        return 1
+
+    def pairs(self, seed: int, step: int, indices: Sequence[int]) -> list[Pair]:
+        """Return the pairs with these numbers of a step's global batch; see `PairSource`."""
+        rng = np.random.default_rng([seed, step])
+        shape = (len(indices), 2, self._size, self._size, 3)
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        mask = np.ones((self._size, self._size), np.uint8)
+        return [Pair(one, mask, other, mask, "a photo of S*") for one, other in pixels]
+
+    def skipped(self) -> list[tuple[str, str]]:
+        """Return nothing."""
+        return []
+
+
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make networks in their precision at once: never twice the memory."""
+    """Make networks in their precision at once: never twice the memory.
+
+    Args:
+        dtype: of the weights that are made while the context is open.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -8,6 +8,7 @@ precision and the mask loss as they are.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,13 @@ from transformers.initialization import no_init_weights
 from hbsdk.objective import ObjectiveWeights, objective
 from hbsdk.regressor import PromptRegressor
 from hbsdk.training.encode import FrozenNetworks, PairEncoder, use_plain_attention
+from hbsdk.training.machine import DTYPES
 from hbsdk.training.options import TrainOptions
 from hbsdk.training.pairs import Pair
 from hbsdk.training.random_bundle import RandomBundle
+from hbsdk.training.start import pool_size
 
 _PROMPT = "a photo of S*"
-_WIDEST_POOL = 512  # as of `fresh_regressor`
-_PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -48,30 +49,35 @@ class Rehearsal:
 
 
 def rehearse(
-    bundle: RandomBundle, options: TrainOptions, device: torch.device | None = None
+    bundle: RandomBundle,
+    options: TrainOptions,
+    device: torch.device | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Rehearsal:
     """Calculate what a step takes.
 
     Args:
         bundle: says the sizes; see `same_size`.
         options: batch, precision, checkpointing and so on.
-        device: decides which attention runs; nothing is put on it.
+        device: decides which attention runs; nothing is put on it. None is the CPU.
+        config: of the regressor, as `PromptRegressor` takes it, where it is not that of
+            `fresh_regressor`.
     """
     device = torch.device("cpu") if device is None else device
-    memory = _LiveBytes()
+    memory = LiveBytes()
     # CPUs have a fused attention of their own, which torch's counter does not know.
     counter = FlopCounterMode(
         display=False,
         custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention},
     )
     with FakeTensorMode(allow_non_fake_inputs=True), memory:
-        precision = _PRECISIONS[options.mixed_precision]
+        precision = DTYPES[options.mixed_precision]
         with no_init_weights():  # its numbers look at the tensors', of which there are none
             networks = FrozenNetworks.load(
                 bundle, device, torch.float32 if device.type == "cpu" else precision
             )
         with device:
-            regressor = _regressor(networks, bundle).train()
+            regressor = _regressor(networks, bundle, config or {}).train()
         if device.type == "cpu":
             use_plain_attention(regressor)
         if options.gradient_checkpointing:
@@ -97,18 +103,22 @@ def rehearse(
     )
 
 
-def _regressor(networks: FrozenNetworks, bundle: RandomBundle) -> PromptRegressor:
+def _regressor(
+    networks: FrozenNetworks, bundle: RandomBundle, config: Mapping[str, Any]
+) -> PromptRegressor:
     """Return a regressor of the size that training starts from, by no number of the UNet's."""
     unet = networks.denoiser.unet
-    regressor: PromptRegressor = PromptRegressor(
-        unet={key: value for key, value in unet.config.items() if not key.startswith("_")},
-        clip_dim=networks.image_encoder.config.hidden_size,
-        dino_dim=networks.dino.config.hidden_size,
-        word_dim=bundle.info.word_dim,
-        num_words=bundle.info.num_words,
-        pool_dim=min(bundle.info.word_dim, _WIDEST_POOL),
-        num_pool_heads=4,
-    )
+    pool_dim, pool_heads = pool_size(bundle.info.word_dim)
+    fresh = {
+        "unet": {key: value for key, value in unet.config.items() if not key.startswith("_")},
+        "clip_dim": networks.image_encoder.config.hidden_size,
+        "dino_dim": networks.dino.config.hidden_size,
+        "word_dim": bundle.info.word_dim,
+        "num_words": bundle.info.num_words,
+        "pool_dim": pool_dim,
+        "num_pool_heads": pool_heads,
+    }
+    regressor: PromptRegressor = PromptRegressor(**{**fresh, **config})
     return regressor
 
 
@@ -138,8 +148,16 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, as long as each lives."""
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, as long as each lives.
+
+    A context: what is made while it is open is counted, and taken off when it is freed, then or
+    later. Views share their storage and count once; storages from before are not counted.
+
+    Attributes:
+        now: bytes that live.
+        peak: the most that lived at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -6,11 +6,11 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -37,25 +37,13 @@ from hbsdk.training.checkpoint import (
 )
 from hbsdk.training.encode import FrozenNetworks, PairEncoder
 from hbsdk.training.learner import Learner
+from hbsdk.training.machine import DTYPES
 from hbsdk.training.options import TrainOptions
 from hbsdk.training.pairs import PairSource
 from hbsdk.training.run_folder import LossLog, save_regressor, write_account, write_skipped
 from hbsdk.training.start import check_fits, fresh_regressor
-from hbsdk.training.stopping import StopRequest
-
-Figures = Mapping[str, float]
-
-_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Observer(Protocol):
-    """What is told of a run, on its main process only."""
-
-    def on_step(self, step: int, figures: Figures) -> None:
-        """Hear of every `log_steps`-th step, of the first (which is 1) and of the last."""
-
-    def on_sample(self, step: int, regressor: PromptRegressor) -> None:
-        """Look at the regressor, in evaluation mode, after every `sample_steps`-th step."""
+from hbsdk.training.stopping import StopRequest, TrainingStoppedError
+from hbsdk.training.telling import Figures, Listeners
 
 
 @dataclass(frozen=True)
@@ -88,6 +76,22 @@ class Run:
         start: PromptRegressor | None,
         checkpoint: Checkpoint | None,
     ) -> None:
+        """Load all networks, and what the checkpoint holds.
+
+        Args:
+            accelerator: of this process.
+            bundle: to train for.
+            source: of pairs.
+            out: the run's folder.
+            options: all settings.
+            start: of the regressor, not changed; None is the UNet.
+            checkpoint: to go on from; None begins anew.
+
+        Raises:
+            BundleError: the bundle lacks a network.
+            TrainingError: the checkpoint is of another run or damaged, the regressor is of another
+                bundle, or the folder cannot be written to.
+        """
         self.accelerator, self.source, self.out, self.options = accelerator, source, out, options
         start = start or fresh_regressor(bundle, seed=options.seed)
         check_fits(start, bundle)
@@ -99,7 +103,7 @@ class Run:
             self.learner.load_state(read_state(checkpoint))
         # On a CPU, half precision is for the products alone: autocast sees to them.
         on_cpu = accelerator.device.type == "cpu"
-        dtype = torch.float32 if on_cpu else _DTYPES[options.mixed_precision]
+        dtype = torch.float32 if on_cpu else DTYPES[options.mixed_precision]
         networks = FrozenNetworks.load(bundle, accelerator.device, dtype)
         if options.gradient_checkpointing:
             networks.denoiser.unet.enable_gradient_checkpointing()
@@ -153,7 +157,19 @@ class Run:
         return closing(read_batches(self.source, self.options, self.first, process, processes))
 
     def step(self, step: int, batches: Iterator[Batch], stop: StopRequest) -> Figures:
-        """Make one step of the optimizer; return its figures, over all processes."""
+        """Make one step of the optimizer.
+
+        Args:
+            step: 0 is the first.
+            batches: this process's, `gradient_accumulation_steps` of them.
+            stop: whether this process was asked to stop.
+
+        Returns:
+            The step's figures, over all processes.
+
+        Raises:
+            TrainingError: the loss or its gradient is not finite.
+        """
         parts = self.options.gradient_accumulation_steps
         sums = torch.zeros(3, device=self.accelerator.device)
         for batch in batches:
@@ -200,34 +216,62 @@ class Run:
             "learning_rate; or look for broken pictures",
         )
 
-    def tell(self, step: int, figures: Figures, observers: Sequence[Observer]) -> None:
-        """Log a step, and tell the observers of it, where it is time."""
-        if self.log is None:
-            return
-        options = self.options
-        if step % options.log_steps == 0 or step in (1, options.steps):
+    def write_log(self, step: int, figures: Figures) -> None:
+        """Add a step to losses.jsonl, where it is time.
+
+        Args:
+            step: 1 is the first.
+            figures: of it.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        if self.log is not None and self._is_told(step):
             self.log.write(step, figures)
-            for observer in observers:
-                observer.on_step(step, figures)
-        if options.sample_steps and step % options.sample_steps == 0 and observers:
-            regressor = self.learner.trained.eval()
-            with torch.no_grad():
-                for observer in observers:
-                    observer.on_sample(step, regressor)
-            regressor.train()
+
+    def tell(self, step: int, figures: Figures, listeners: Listeners) -> None:
+        """Tell the observers of a step, where it is time.
+
+        Args:
+            step: 1 is the first.
+            figures: of it.
+            listeners: the observers.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        if self._is_told(step):
+            listeners.on_step(step, figures)
+        if self.options.sample_steps and step % self.options.sample_steps == 0:
+            listeners.on_sample(step, self.learner.trained)
+
+    def _is_told(self, step: int) -> bool:
+        return step % self.options.log_steps == 0 or step in (1, self.options.steps)
 
     def keep(self, step: int) -> None:
         """Write a checkpoint where it is time.
 
+        Args:
+            step: 1 is the first.
+
         Raises:
-            TrainingError: it cannot be written; or a signal stopped the run, after it was.
+            TrainingError: it cannot be written.
         """
-        last = step == self.options.steps
-        if step % self.options.checkpoint_steps == 0 or last or self.stopped_by:
+        is_last = step == self.options.steps
+        if step % self.options.checkpoint_steps == 0 or is_last or self.stopped_by:
             skipped = gather_object(self.source.skipped())
             self.saved = self.on_main(lambda: self._write_checkpoint(step, skipped))
-        if self.stopped_by and not last:
-            raise TrainingError(
+
+    def end_if_stopped(self, step: int) -> None:
+        """End a run that was asked to stop, and whose checkpoint is written.
+
+        Args:
+            step: 1 is the first.
+
+        Raises:
+            TrainingStoppedError: a signal asked for it, and there are steps left.
+        """
+        if self.stopped_by and step < self.options.steps:
+            raise TrainingStoppedError(
                 f"training was stopped by {self.stopped_by} after {step} of {self.options.steps} "
                 f"steps; the checkpoint of this step is in {self.out}",
                 remedy="Go on with it by --resume",
@@ -278,6 +322,9 @@ class Run:
 
     def on_main(self, do: Callable[[], Any]) -> Any:
         """Do something on the main process; return, or raise, on all what came of it.
+
+        Args:
+            do: what can be sent to the other processes, or an HbsdkError, comes of it.
 
         Raises:
             HbsdkError: what the main process raised.

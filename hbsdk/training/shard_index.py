@@ -71,7 +71,15 @@ def index_shard(path: Path, cache: Path | None) -> ShardIndex:
 
 
 def read_extent(file: BinaryIO, extent: Extent) -> bytes:
-    """Read a member; raises OSError if the file ends before it."""
+    """Read a member of a shard.
+
+    Args:
+        file: the shard, opened.
+        extent: the member's offset and size in bytes.
+
+    Raises:
+        OSError: the file ends before it.
+    """
     offset, size = extent
     file.seek(offset)
     content = file.read(size)
@@ -81,7 +89,14 @@ def read_extent(file: BinaryIO, extent: Extent) -> bytes:
 
 
 def read_json_object(content: bytes) -> dict[str, object]:
-    """Read a JSON object; raises ValueError if it is none."""
+    """Read a JSON object.
+
+    Args:
+        content: of its file, in UTF-8.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         data = json.loads(content.decode("utf-8"))
     except RecursionError as error:

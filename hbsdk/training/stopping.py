@@ -10,9 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from hbsdk.errors import TrainingError
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A launcher passes on a signal that the terminal has sent to its processes already.
 _ECHO_SECONDS = 3.0
+
+
+class TrainingStoppedError(TrainingError):
+    """Someone asked a run to stop, by a signal, and it did, at the end of a step."""
 
 
 @dataclass

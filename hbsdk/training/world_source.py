@@ -35,8 +35,8 @@ class WorldSource:
 
         Args:
             identities: how many there are, the last 64 of which are never trained on.
-            cache: folder of `hbsdk.mini.cache.draw_cache` with at least as many (a multiple of
-                500), loaded whole (0.15 MB each); None draws each picture when it is asked for.
+            cache: folder of `hbsdk.mini.cache.draw_cache` with at least as many, loaded in its
+                files of 500 (0.15 MB each); None draws each picture when it is asked for.
             size: side of the pictures in pixels, scaled from 64.
 
         Raises:
@@ -60,7 +60,7 @@ class WorldSource:
         return (self.identities - VALIDATION_IDENTITIES) * PICTURES
 
     def pairs(self, seed: int, step: int, indices: Sequence[int]) -> list[Pair]:
-        """Return the pairs with these numbers of a step's global batch."""
+        """Return the pairs with these numbers of a step's global batch; see `PairSource`."""
         return [self._pair(*self._chosen(seed, step, index)) for index in indices]
 
     def keys(self, seed: int, step: int, indices: Sequence[int]) -> list[tuple[int, int]]:

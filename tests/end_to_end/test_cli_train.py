@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,12 @@ from typer.testing import CliRunner
 
 from hbsdk.bundle import Bundle
 from hbsdk.cli import app
-from hbsdk.cli_train import _source
+from hbsdk.cli_train import _pack_line, _source
 from hbsdk.mini import world
 from hbsdk.mini.cache import draw_picture
 from hbsdk.session import Session
 from hbsdk.training.options import TrainOptions
+from hbsdk.training.start import fresh_regressor
 
 RUN = CliRunner()
 QUICK = ["--batch-size", "2", "--log-steps", "1", "--quiet"]
@@ -125,7 +127,45 @@ def test_a_regressor_of_other_words_and_encoders(
     assert not (tmp_path / "two" / "tensorboard").exists()
     refused = RUN.invoke(app, [*words, *more, "--start", "bundle", "--resume"])
     assert refused.exit_code == 2
-    assert "--num-words: expected 5, as of the bundle's regressor, got 2" in refused.stderr
+    assert "num_words: expected 5, as of the bundle's regressor, got 2" in refused.stderr
+
+
+def test_a_regressor_of_one_encoder_is_gone_on_from(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    one = tmp_path / "one"
+    shutil.copytree(tiny_bundle, one)
+    shutil.rmtree(one / "regressor")
+    fresh_regressor(Bundle.open(tiny_bundle), encoders="dino").save_pretrained(one / "regressor")
+    (one / "hbsdk.json").unlink()
+    words = ["train", str(pictures), "--bundle", str(one), *QUICK, "--steps", "1"]
+    words += ["--sample-steps", "0", "--no-tensorboard", "--start", "bundle"]
+    result = RUN.invoke(app, [*words, "-o", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "run" / "regressor" / "config.json").read_text())
+    assert config["encoders"] == "dino"
+    again = RUN.invoke(app, [*words, "--encoders", "dino", "--resume", "-o", str(tmp_path / "run")])
+    assert again.exit_code == 0, again.output
+    for encoders in ("both", "clip"):
+        out = tmp_path / encoders
+        refused = RUN.invoke(app, [*words, "--encoders", encoders, "-o", str(out)])
+        assert refused.exit_code == 2
+        assert f"encoders: expected dino, as of the bundle's regressor, got {encoders}" in (
+            refused.stderr
+        )
+        assert not out.exists()
+
+
+def test_printed_commands_can_be_pasted() -> None:
+    given = {"bundle": "my bundles/it's", "image_encoder": None, "dino": "owner/dino"}
+    line = _pack_line(given, Path("runs/$HOME/regressor"))
+    printed = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert printed == [
+        "hbsdk", "pack", "--base", "my bundles/it's", "--dino", "owner/dino",
+        "--regressor", "runs/$HOME/regressor", "-o", "MY-BUNDLE",
+    ]  # fmt: skip
 
 
 def test_starting_from_the_bundle_keeps_its_regressor(
@@ -149,8 +189,11 @@ def test_an_estimate_is_measured_and_writes_nothing(
     from hbsdk.training import estimate as module
     from hbsdk.training.rehearsal import Rehearsal, rehearse
 
+    asked: list[dict[str, object]] = []
+
     def rehearsed(bundle: Bundle, *rest: object) -> Rehearsal:
-        if bundle.info.image_size_px == 512:  # SD 1.5's size takes seconds
+        asked.append(dict(rest[-1]))  # type: ignore[call-overload]
+        if bundle.info.image_size_px == 512 or len(asked) > 2:  # SD 1.5's size takes seconds
             return Rehearsal(1, 2, 3 << 30, 10**12)
         return rehearse(bundle, *rest)
 
@@ -167,6 +210,15 @@ def test_an_estimate_is_measured_and_writes_nothing(
     assert "CALCULATED, not measured" in sd15
     assert "3.00 GiB" in sd15
     assert list(tmp_path.iterdir()) == []
+    assert asked == [{"num_words": 5, "encoders": "both"}] * 2
+    monkeypatch.setattr(module, "available_bytes", lambda _: 0)  # calculated: the words count here
+    more = ["--num-words", "3", "--encoders", "clip"]
+    other = RUN.invoke(app, [*words, "--steps", "500", *more])
+    assert other.exit_code == 0, other.output
+    assert asked[2:] == [{"num_words": 3, "encoders": "clip"}] * 2
+    refused = RUN.invoke(app, [*words, "--start", "bundle", *more])
+    assert refused.exit_code == 2
+    assert "num_words: expected 5, as of the bundle's regressor, got 3" in refused.stderr
 
 
 def test_layers_are_measured_on_the_world(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -199,8 +251,10 @@ def test_the_words_for_data(pictures: Path, tmp_path: Path) -> None:
         (["train", "NONE", "-o", "OUT"], "NONE"),
         (["train", "PICTURES", "-o", "OUT", "--steps", "0"], "steps: expected a whole number"),
         (["train", "PICTURES", "-o", "OUT", "--optimizer", "sgd"], "adamw, muon"),
-        (["train", "PICTURES", "-o", "OUT", "--encoders", "vgg"], "both or clip or dino"),
-        (["train", "PICTURES", "-o", "OUT", "--start", "here"], "bundle or unet"),
+        (["train", "PICTURES", "-o", "OUT", "--encoders", "vgg"], "one of both, clip, dino"),
+        (["train", "PICTURES", "-o", "OUT", "--start", "here"], "one of unet, bundle"),
+        (["train", "PICTURES", "-o", "OUT", "--num-words", "0"], "num_words: expected a whole"),
+        (["train", "PICTURES", "--estimate", "--encoders", "vgg"], "one of both, clip, dino"),
         (["train", "PICTURES", "--estimate", "--size", "xl"], "bundle or sd15"),
         (["pack", "-o", "OUT", "--regressor", "NONE"], "expected one of them, got neither"),
         (["pack", "-o", "OUT", "--base", "B", "--bundle", "B", "--regressor", "R"], "got both"),

@@ -23,13 +23,26 @@ OPTIONS = TrainOptions(steps=4, batch_size=4, learning_rate=1e-3, log_steps=1)
 LAUNCH = (
     "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
     "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-    "-m", "hbsdk.training",
 )  # fmt: skip
+# What would be wrong of two processes, each made by one change: the negative controls.
+WRONG = {
+    "both take the first share": """
+from hbsdk.training import run
+read = run.read_batches
+run.read_batches = lambda *how: read(*how[:3], 0, how[4])
+""",
+    "each goes by its own gradient": """
+from accelerate import Accelerator
+Accelerator.prepare_model = lambda self, model, *_, **__: model
+""",
+}
 
 
-def launch(bundle: Path, out: Path, *more: str) -> None:
+def launch(bundle: Path, out: Path, *more: str, script: Path | None = None) -> None:
+    """Train with two processes by `-m hbsdk.training`, or by a script that changes it first."""
+    program = ["-m", "hbsdk.training"] if script is None else [str(script)]
     command = [
-        sys.executable, "-m", *LAUNCH, "world", "-o", str(out), "--bundle", str(bundle),
+        sys.executable, "-m", *LAUNCH, *program, "world", "-o", str(out), "--bundle", str(bundle),
         "--identities", str(IDENTITIES), "--start", "bundle", "--batch-size", "2",
         "--learning-rate", "1e-3", "--log-steps", "1", "--sample-steps", "0", "--no-tensorboard",
         "--quiet", *more,
@@ -70,3 +83,19 @@ def test_two_processes_give_the_losses_of_one(tiny_bundle: Path, tmp_path: Path)
     )
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", WRONG)
+def test_two_processes_that_do_not_work_together_are_noticed(
+    tiny_bundle: Path, tmp_path: Path, change: str
+) -> None:
+    """By the comparison of the test before, within its first two steps."""
+    whole = alone(tiny_bundle, tmp_path / "one", OPTIONS)[:2]
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        f"{WRONG[change]}\nimport runpy\nrunpy.run_module('hbsdk.training', run_name='__main__')\n"
+    )
+    launch(tiny_bundle, tmp_path / "two", "--steps", "2", script=script)
+    assert len(losses(tmp_path / "two")) == len(whole)
+    assert losses(tmp_path / "two") != pytest.approx(whole, rel=1e-4)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,15 +16,25 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hbsdk.bundle import Bundle
-from hbsdk.errors import OptionError, TrainingError
+from hbsdk.errors import BundleError, OptionError, TrainingError
+from hbsdk.regressor import PromptRegressor
 from hbsdk.training import estimate as module
-from hbsdk.training.estimate import Estimate, RandomPictures, estimate, estimate_sd15
-from hbsdk.training.machine import available_bytes, product_rate
-from hbsdk.training.options import TrainOptions
+from hbsdk.training.estimate import Estimate, estimate, estimate_sd15
+from hbsdk.training.machine import (
+    DTYPES,
+    available_bytes,
+    device_name,
+    peak_memory_bytes,
+    product_rate,
+    reset_peak,
+    training_device,
+)
+from hbsdk.training.options import MixedPrecision, TrainOptions
 from hbsdk.training.pairs import Pair
-from hbsdk.training.random_bundle import same_size, sd15_bundle
-from hbsdk.training.rehearsal import Rehearsal, _LiveBytes, rehearse
-from hbsdk.training.start import fresh_regressor
+from hbsdk.training.random_bundle import RandomPictures, same_size, sd15_bundle
+from hbsdk.training.rehearsal import LiveBytes, Rehearsal, rehearse
+from hbsdk.training.start import Start, fresh_regressor
+from hbsdk.training.stopping import TrainingStoppedError
 from tests.tiny_bundle import IMAGE_SIZE
 
 OPTIONS = TrainOptions(batch_size=2, steps=1000)
@@ -79,9 +90,92 @@ class Stopped(Counted):
 
 
 def test_a_stopped_estimate_promises_no_checkpoint(tiny_bundle: Path) -> None:
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(TrainingStoppedError) as caught:
         estimate(Bundle.open(tiny_bundle), Stopped(), OPTIONS)
     assert str(caught.value) == "the estimate was stopped. Run it again."
+
+
+class Broken(Counted):
+    """Cannot be read, and names the folder of the run as a stopped one would."""
+
+    def pairs(self, seed: int, step: int, indices: Sequence[int]) -> list[Pair]:
+        raise TrainingError("no pictures in /tmp/hbsdk-estimate-x")
+
+
+def test_an_estimate_that_fails_is_not_called_stopped(tiny_bundle: Path) -> None:
+    """The control of the test before."""
+    with pytest.raises(TrainingError, match="no pictures in") as caught:
+        estimate(Bundle.open(tiny_bundle), Broken(), OPTIONS)
+    assert not isinstance(caught.value, TrainingStoppedError)
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"warm_up": 0}, {"warm_up": -1}, {"steps": 1.5}])
+def test_steps_that_cannot_be_measured_are_refused(tiny_bundle: Path, change: dict) -> None:
+    """Where the first step began is not known: one at least must warm up."""
+    source = Counted()
+    with pytest.raises(OptionError, match=f"{next(iter(change))}: expected a whole number from 1"):
+        estimate(Bundle.open(tiny_bundle), source, OPTIONS, **change)
+    assert source.steps == set()
+
+
+@pytest.mark.parametrize(("measured", "warm_up"), [(1, 1), (3, 1), (2, 3)])
+def test_the_steps_that_warm_up_are_left_out(
+    measured: int, warm_up: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that warm up take 100 s here, the others 1 s."""
+    watch = module._Watch(measured, warm_up)
+    ends = iter(np.cumsum([100.0] * warm_up + [1.0] * measured))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(ends)))
+    for step in range(1, measured + warm_up):
+        watch.on_step(step, {})
+    with pytest.raises(module._EnoughMeasured):
+        watch.on_step(measured + warm_up, {})
+    assert watch.spans.tolist() == [1.0] * measured
+
+
+STARTS = {
+    "as it is": (Start(), {"num_words": 5, "encoders": "both"}),
+    "other words": (Start(num_words=2), {"num_words": 2, "encoders": "both"}),
+    "one encoder": (Start(encoders="dino"), {"num_words": 5, "encoders": "dino"}),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_what_is_estimated_is_what_would_be_trained(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    """The regressor that is calculated with, and the one that steps are measured of."""
+    asked, expected = STARTS[start]
+    trained: list[Mapping[str, object]] = []
+    train = module.train
+
+    def watched(*arguments: object, regressor: PromptRegressor | None, **how: object) -> object:
+        used = fresh_regressor(arguments[0]) if regressor is None else regressor  # type: ignore
+        trained.append(used.config)
+        return train(*arguments, regressor=regressor, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "train", watched)
+    bundle = Bundle.open(tiny_bundle)
+    found = estimate(bundle, Counted(), OPTIONS, start=asked, steps=1)
+    assert {key: trained[0][key] for key in expected} == expected
+    made = fresh_regressor(bundle, **expected)
+    assert found.trained_parameters == sum(weight.numel() for weight in made.parameters())
+    plain = sum(weight.numel() for weight in fresh_regressor(bundle).parameters())
+    # The control; an encoder that is left out is not seen, and its weights are still there.
+    assert (found.trained_parameters == plain) == (asked.num_words is None)
+
+
+def test_a_start_from_the_bundles_regressor_takes_its_size(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    config = Start("bundle").config(bundle)
+    own = bundle.load_regressor()
+    assert config["pool_dim"] == own.config.pool_dim
+    found = rehearse(same_size(bundle), OPTIONS, config=config)
+    assert found.trained_parameters == sum(weight.numel() for weight in own.parameters())
+    less = rehearse(same_size(bundle), OPTIONS, config={**config, "num_words": 1})  # the control
+    assert less.trained_parameters < found.trained_parameters
+    with pytest.raises(BundleError, match="regressor"):
+        Start("bundle").config(same_size(bundle))
 
 
 def test_sizes_are_those_of_the_networks(tiny_bundle: Path) -> None:
@@ -112,7 +206,7 @@ def test_operations_grow_with_the_batch_and_with_checkpointing(tiny_bundle: Path
 
 def test_live_bytes_are_those_of_a_calculation_by_hand() -> None:
     """A layer's weight, output and, for the backward pass, input live; until the output goes."""
-    with FakeTensorMode(), _LiveBytes() as memory:
+    with FakeTensorMode(), LiveBytes() as memory:
         layer = nn.Linear(1000, 500, bias=False)
         before = memory.now
         output = layer(torch.zeros(10, 1000))
@@ -179,6 +273,42 @@ def test_the_machine_is_measured() -> None:
     assert product_rate(CPU, torch.float32) > 1e8
     free = available_bytes(CPU)
     assert free is None or free > 1 << 20
+    reset_peak(CPU)
+    assert peak_memory_bytes(CPU) > 1 << 20
+    assert "CPU with" in device_name(CPU)
+
+
+@pytest.mark.parametrize("kind", [None, "cuda", "mps", "xpu"])
+def test_training_is_where_torch_finds_an_accelerator(
+    kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = None if kind is None else torch.device(kind)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: kind is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: found)
+    assert training_device() == torch.device(kind or "cpu")
+
+
+def test_an_accelerator_that_does_not_count_its_memory_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def not_counted(*_: object) -> None:
+        raise RuntimeError("no such function for this device")
+
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", not_counted)
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", not_counted)
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", not_counted)
+    device = torch.device("mps")
+    reset_peak(device)
+    assert available_bytes(device) is None
+    assert peak_memory_bytes(device) == pytest.approx(peak_memory_bytes(CPU), rel=0.1)
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda _: (7, 9))  # the control
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda _: 5)
+    assert (available_bytes(device), peak_memory_bytes(device)) == (7, 5)
+
+
+def test_every_precision_has_its_type() -> None:
+    assert set(DTYPES) == set(get_args(MixedPrecision))
+    assert [DTYPES[name].itemsize for name in ("no", "bf16", "fp16")] == [4, 2, 2]
 
 
 def test_random_networks_run(tiny_bundle: Path) -> None:

@@ -16,20 +16,15 @@ from hbsdk.bundle import Bundle
 from hbsdk.errors import OptionError, TrainingError
 from hbsdk.options import PersonalizeOptions
 from hbsdk.training import layer_importance as module
-from hbsdk.training.layer_importance import (
-    GROUPS,
-    Group,
-    LayerOptions,
-    changes,
-    layer_groups,
-    layer_importance,
-)
+from hbsdk.training.layer_groups import GROUPS, Group, changes, layer_groups
+from hbsdk.training.layer_importance import LayerOptions, layer_importance
 from hbsdk.training.pairs import Pair
 from tests.tiny_bundle import IMAGE_SIZE
 
 QUICK = LayerOptions(
-    subjects=1, steps=2, personalize=PersonalizeOptions(timesteps_per_step=2, micro_batch_size=16)
-)
+    subjects=1, steps=2,
+    personalize=PersonalizeOptions(timesteps_per_step=2, micro_batch_size=16, mirror=False),
+)  # fmt: skip
 
 
 class Squares:
@@ -189,3 +184,11 @@ def test_a_loss_that_is_none_ends_it(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_options_are_checked(change: dict[str, int]) -> None:
     with pytest.raises(OptionError, match="whole number"):
         LayerOptions(**change)
+
+
+@pytest.mark.parametrize("change", [{"mirror": True}, {"mirror": False, "mode": "paper"}])
+def test_settings_of_refinement_that_are_not_followed_are_refused(change: dict) -> None:
+    with pytest.raises(OptionError, match=rf"personalize\.{list(change)[-1]}: expected .*, got"):
+        LayerOptions(personalize=PersonalizeOptions(**change))
+    LayerOptions(personalize=PersonalizeOptions(mirror=False))  # the control
+    assert not LayerOptions().personalize.mirror  # as the results then say

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -194,6 +195,48 @@ def test_damaged_pieces_leave_nothing_behind(pieces: dict[str, Path], tmp_path: 
     with pytest.raises(BundleError, match="expected files that are whole"):
         pack(out, **pieces | {"regressor": bad})
     assert left_behind(out.parent) == []
+
+
+def test_a_regressor_of_the_hub_brings_its_record(
+    pieces: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of the id's first part, which happens to be here, is not looked into."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "training.json").write_text('{"source": "someone else\'s"}')
+    asked: list[str] = []
+
+    def fetched(name: str, **_: object) -> str:
+        asked.append(name)
+        return str({"owner/base": pieces["base"]}.get(name, pieces["regressor"].parent))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    hub = {"base": "owner/base", "regressor": "owner/regressor"}
+    packed = pack(tmp_path / "packed", **{**pieces, **hub}, class_word="person")
+    assert {"owner/base", "owner/regressor"} <= set(asked)
+    assert packed.info.trained_on == "three photos of a mug"
+    assert packed.info.base == "owner/base"
+    local = pack(tmp_path / "local", **pieces, class_word="person")
+    assert (packed.hash, local.info.base) == (local.hash, "base")
+    alone = tmp_path / "alone"  # the control: the record is the regressor's, or there is none
+    shutil.copytree(pieces["regressor"], alone / "regressor")
+    without = pack(tmp_path / "without", **{**pieces, "regressor": alone / "regressor"})
+    assert without.info.trained_on != "three photos of a mug"
+
+
+def test_a_network_that_cannot_be_written_leaves_nothing_behind(
+    tiny_bundle: Path, pieces: dict[str, Path], tmp_path: Path
+) -> None:
+    """safetensors has an error of its own for what the system refuses."""
+    checkpoint = write_single_file(tiny_bundle, tmp_path / "base.safetensors")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(BundleError, match=r"output .*expected a place .*File too large"):
+            pack(tmp_path / "packed", **pieces | {"base": checkpoint}, config=tiny_bundle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert left_behind(tmp_path) == ["base.safetensors"]
 
 
 def test_a_full_disk_leaves_nothing_behind(

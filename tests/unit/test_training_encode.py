@@ -16,6 +16,7 @@ from hbsdk.image import Reference
 from hbsdk.mini import cache, world
 from hbsdk.text import tokenize_prompt
 from hbsdk.training.encode import FrozenNetworks, PairEncoder
+from hbsdk.training.kept import Kept, read_kept, write_kept
 from hbsdk.training.pairs import Pair
 from hbsdk.training.world_source import VALIDATION_IDENTITIES, WorldSource
 from tests.pair_source import SquaresSource
@@ -102,6 +103,46 @@ def test_pictures_of_another_size_are_refused(networks, pairs) -> None:
 
 
 IDENTITIES = VALIDATION_IDENTITIES + 3
+
+
+def encoded(calls: list[int]) -> Kept:
+    """Keep the mean of each picture; note how many were encoded at once."""
+
+    def encode(pictures, _masks) -> tuple[torch.Tensor]:
+        calls.append(len(pictures))
+        return (torch.tensor([[one.mean()] for one in pictures]),)
+
+    return Kept(encode)
+
+
+DAMAGED = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "no bytes": lambda path: path.write_bytes(b""),
+    "other bytes": lambda path: path.write_bytes(b"PK\x03\x04" + bytes(500)),
+    "a folder": lambda path: path.unlink() or path.mkdir(),
+    "another pickle": lambda path: torch.save([1, 2], path),
+    "other parts": lambda path: torch.save({"features": ([], [])}, path),
+    "part of the rows": lambda path: torch.save({"latents": ([1, 2], [HALF])}, path),
+    "other keys": lambda path: torch.save({"latents": (["a"], [HALF])}, path),
+    "another type": lambda path: torch.save({"latents": ([1], [HALF.float()])}, path),
+    "no columns": lambda path: torch.save({"latents": ([1], [])}, path),
+}
+HALF = torch.zeros(1, 1, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("damage", ["none", *DAMAGED])
+def test_a_damaged_file_of_encoded_pictures_is_as_none(damage: str, tmp_path: Path) -> None:
+    path, pictures = tmp_path / "kept.pt", [np.full((2, 2, 3), value) for value in (1.0, 3.0)]
+    first = encoded([])
+    (expected,) = first([7, 8], pictures, pictures)
+    write_kept(path, {"latents": first})
+    DAMAGED.get(damage, lambda _: None)(path)
+    calls: list[int] = []
+    second = encoded(calls)
+    read_kept(path, {"latents": second})
+    (again,) = second([7, 8], pictures, pictures)
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    assert (calls == []) == (damage == "none")  # "none" is the control
 
 
 def test_the_world_pairs_pictures_of_one_identity() -> None:

@@ -8,12 +8,13 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from hbsdk.bundle import Bundle
 from hbsdk.errors import OptionError, TrainingError
@@ -24,6 +25,7 @@ from hbsdk.training.encode import FrozenNetworks
 from hbsdk.training.loop import TrainingResult, train
 from hbsdk.training.options import TrainOptions
 from hbsdk.training.start import fresh_regressor
+from hbsdk.training.stopping import TrainingStoppedError
 from tests.pair_source import FixedSquaresSource, RecurringSquaresSource, SquaresSource
 
 OPTIONS = TrainOptions(steps=6, batch_size=2, learning_rate=1e-3, log_steps=1, checkpoint_steps=2)
@@ -135,7 +137,7 @@ def test_the_loss_falls_and_without_a_rate_it_does_not(trained, start, tmp_path,
 def test_a_stopped_run_resumes_bit_for_bit(trained, tmp_path, options, number) -> None:
     whole = trained("whole", options)
     before = signal.getsignal(number)
-    with pytest.raises(TrainingError, match=rf"{number.name} after 3 of 6 steps.*--resume"):
+    with pytest.raises(TrainingStoppedError, match=rf"{number.name} after 3 of 6 steps.*--resume"):
         trained("parts", options, observers=[Interrupt(2, number)])
     assert signal.getsignal(number) is before
     assert checkpoints(tmp_path / "parts") == ["step-000002", "step-000003"]
@@ -201,11 +203,43 @@ def test_the_average_of_the_weights_is_what_is_saved(trained) -> None:
     assert not same(averaged, second)
 
 
-def test_less_memory_gives_the_same_losses(trained, tmp_path) -> None:
-    trained("plain", replace(OPTIONS, steps=2))
-    trained("checkpointed", replace(OPTIONS, steps=2, gradient_checkpointing=True))
-    pairs = zip(losses(tmp_path / "plain"), losses(tmp_path / "checkpointed"), strict=True)
-    assert all(one == pytest.approx(other, abs=1e-6) for one, other in pairs)
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts what the forward pass keeps for the backward one, while the context is open."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            self.count += tensor.nbytes
+            return tensor
+
+        super().__init__(keep, lambda tensor: tensor)
+
+
+def test_less_memory_gives_the_same_losses(trained, tmp_path, monkeypatch) -> None:
+    options = replace(OPTIONS, steps=2)
+    less = replace(options, gradient_checkpointing=True)
+    plain, checkpointed = SavedBytes(), SavedBytes()
+    with plain:
+        trained("plain", options)
+    with checkpointed:
+        trained("checkpointed", less)
+    assert checkpointed.count < 0.8 * plain.count
+    expected = pytest.approx(losses(tmp_path / "plain"), abs=1e-6)
+    assert losses(tmp_path / "checkpointed") == expected
+    # The control: a checkpoint that forgets the gradient of what it computes again.
+    enable = PromptRegressor.enable_gradient_checkpointing
+
+    def forgetful(function: Callable[..., object], *inputs: object) -> object:
+        return tree_map_only(torch.Tensor, torch.Tensor.detach, function(*inputs))
+
+    monkeypatch.setattr(
+        PromptRegressor, "enable_gradient_checkpointing", lambda self: enable(self, forgetful)
+    )
+    trained("forgetful", less)
+    first, second = losses(tmp_path / "forgetful")
+    assert [first] == pytest.approx(losses(tmp_path / "plain")[:1], abs=1e-6)
+    assert [first, second] != expected
 
 
 def broken_objective(at: int, kind: str) -> Callable[..., ObjectiveParts]:
@@ -249,7 +283,8 @@ def test_a_full_disk_leaves_the_former_checkpoint(trained, tmp_path, monkeypatch
         write(state, path)
 
     monkeypatch.setattr(checkpoint, "_write_state", full)
-    with pytest.raises(TrainingError, match="step 4 could not be written: the disk is full"):
+    told = r"step 4 could not be written: the disk is full.*--resume from step-000002"
+    with pytest.raises(TrainingError, match=told):
         trained("run")
     assert checkpoints(tmp_path / "run") == ["step-000002"]
     monkeypatch.undo()
@@ -269,7 +304,7 @@ def test_a_write_that_the_system_refuses_is_reported(tmp_path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
-    with pytest.raises(RuntimeError, match="a mistake"), checkpoint.refused_writes("it"):
+    with pytest.raises(RuntimeError, match="a mistake"), checkpoint.refused_writes("it", tmp_path):
         raise RuntimeError("a mistake")
 
 
@@ -370,6 +405,13 @@ def test_what_was_skipped_and_what_was_done_is_written_down(trained, tmp_path) -
     assert not list((tmp_path / "run").glob(".*"))  # nothing temporary stays
 
 
+class MixedUpSquaresSource(FixedSquaresSource):
+    """Says of two pictures that they are one, so that one is taken for the other."""
+
+    def keys(self, seed: int, step: int, indices: Sequence[int]) -> list[tuple[int, int]]:
+        return [(shown // 2, drawn // 2) for shown, drawn in super().keys(seed, step, indices)]
+
+
 def test_fixed_pictures_are_encoded_once(trained, tmp_path, monkeypatch) -> None:
     from hbsdk.training.encode import PairEncoder
 
@@ -383,7 +425,7 @@ def test_fixed_pictures_are_encoded_once(trained, tmp_path, monkeypatch) -> None
     monkeypatch.setattr(PairEncoder, "_encode_features", counted)
     kept = {"source": FixedSquaresSource(), "encoded": tmp_path / "encoded"}
     options = replace(OPTIONS, batch_size=3)
-    trained("whole", options, **kept)
+    whole = weights(trained("whole", options, **kept))
     assert len(encoded) < options.steps
     encoded.clear()
     trained("again", options, **kept)
@@ -393,9 +435,10 @@ def test_fixed_pictures_are_encoded_once(trained, tmp_path, monkeypatch) -> None
         trained("parts", options, FixedSquaresSource(), observers=[Interrupt(2, signal.SIGTERM)])
     trained("parts", options, FixedSquaresSource(), resume=True)  # with other ones kept
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    trained("unkept", options, RecurringSquaresSource())  # encoded each time, in float32
-    pairs = zip(losses(tmp_path / "unkept"), losses(tmp_path / "whole"), strict=True)
-    assert all(one == pytest.approx(other, abs=2e-3) for one, other in pairs)
+    # Losses of random networks hardly depend on the pictures; what is learnt from them does.
+    unkept = weights(trained("unkept", options, RecurringSquaresSource()))  # each time, in float32
+    mixed_up = weights(trained("mixed up", options, MixedUpSquaresSource()))  # the control
+    assert distance(whole, unkept) < 0.02 * distance(mixed_up, unkept)
 
 
 def test_a_regressor_of_another_bundle_is_refused(trained, start) -> None:
