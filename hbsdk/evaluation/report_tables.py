@@ -70,9 +70,10 @@ def _about_ceiling(summary: Summary) -> str:
 
 
 def _about_seconds(summary: Summary) -> str:
-    if len(summary.get("made", ())) < 2:
-        return ""
-    return " Fits are of several devices or commits: not all of the seconds can be compared."
+    made = summary.get("made", ())
+    if len({device for device, _ in made if device is not None}) > 1:
+        return " Fits are of several devices: not all of the seconds can be compared."
+    return " Fits are of several commits." if len(made) > 1 else ""
 
 
 def _edge_row(name: str, source: Mapping[str, Any], metrics: Sequence[str]) -> str:
