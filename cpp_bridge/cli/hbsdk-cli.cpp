@@ -1,12 +1,16 @@
 // hbsdk-cli: pictures from a prompt, a subject and a seed; subjects from a photo and a mask.
 #include <hbsdk.hpp>
 
+#include <charconv>
+#include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <iostream>
 #include <limits>
 #include <map>
+#include <optional>
 #include <stdexcept>
+#include <string>
+#include <system_error>
 
 #include "png_file.hpp"
 
@@ -63,18 +67,21 @@ class Arguments {
     unsigned long long whole(const std::string& name, unsigned long long otherwise,
                              unsigned long long most = std::numeric_limits<int>::max()) const {
         if (!has(name)) return otherwise;
-        const std::string& text = given_.at(name);
-        std::size_t read = 0;
-        unsigned long long value = 0;
-        try {
-            if (!text.empty() && text[0] >= '0' && text[0] <= '9') value = std::stoull(text, &read);
-        } catch (const std::out_of_range&) {
-            read = 0;
+        const auto value = read<unsigned long long>(given_.at(name));
+        if (!value || *value > most) {
+            throw UsageError(name + ": expected a whole number from 0 to " + std::to_string(most) +
+                             ", got " + given_.at(name));
         }
-        if (read == 0 || read != text.size() || value > most) {
-            throw UsageError(name + ": expected a whole number, got " + text);
+        return *value;
+    }
+
+    float real(const std::string& name, float otherwise) const {
+        if (!has(name)) return otherwise;
+        const auto value = read<float>(given_.at(name));
+        if (!value || !std::isfinite(*value)) {
+            throw UsageError(name + ": expected a number, got " + given_.at(name));
         }
-        return value;
+        return *value;
     }
 
     int number(const std::string& name, int otherwise) const {
@@ -82,6 +89,16 @@ class Arguments {
     }
 
   private:
+    // All of a text as a number, in no language's own notation; none where there is a rest.
+    template <typename Number>
+    static std::optional<Number> read(const std::string& text) {
+        const char* const end = text.data() + text.size();
+        Number value{};
+        const auto result = std::from_chars(text.data(), end, value);
+        if (result.ec != std::errc() || result.ptr != end) return std::nullopt;
+        return value;
+    }
+
     static std::string known() {
         return " --engines --prompt --out --subject --negative-prompt --seed --steps --count "
                "--guidance-scale --height --width --sampler --stats --image --mask --name "
@@ -108,13 +125,7 @@ hbsdk::Request request_of(const Arguments& arguments) {
     request.seed = arguments.whole("--seed", 0, std::numeric_limits<unsigned long long>::max());
     request.num_images = arguments.number("--count", 1);
     request.num_inference_steps = arguments.number("--steps", request.num_inference_steps);
-    if (arguments.has("--guidance-scale")) {
-        try {
-            request.guidance_scale = std::stof(arguments.text("--guidance-scale"));
-        } catch (const std::logic_error&) {
-            throw UsageError("--guidance-scale: expected a number");
-        }
-    }
+    request.guidance_scale = arguments.real("--guidance-scale", request.guidance_scale);
     request.height = arguments.number("--height", 0);
     request.width = arguments.number("--width", 0);
     request.sampler = arguments.text("--sampler");

@@ -5,7 +5,8 @@ find_library(TENSORRT_LIBRARY NAMES tensorrt_rtx nvinfer HINTS ${TENSORRT_ROOT}/
 find_package(CUDAToolkit QUIET)
 if(TENSORRT_INCLUDE_DIR AND TENSORRT_LIBRARY AND CUDAToolkit_FOUND)
   message(STATUS "TensorRT: ${TENSORRT_LIBRARY}")
-  target_sources(hbsdk_objects PRIVATE src/engine_trt.cpp src/cuda_device.cpp)
+  target_sources(hbsdk_objects PRIVATE
+    src/engine_trt.cpp src/open_trt.cpp src/cuda_device.cpp)
   target_compile_definitions(hbsdk_objects PRIVATE HBSDK_WITH_TENSORRT)
   target_include_directories(hbsdk_objects SYSTEM PRIVATE ${TENSORRT_INCLUDE_DIR})
   target_link_libraries(hbsdk_objects PRIVATE CUDA::cudart)

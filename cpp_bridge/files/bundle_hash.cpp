@@ -9,6 +9,7 @@
 #include "json_file.hpp"
 #include "manifest.hpp"
 #include "manifest_fields.hpp"
+#include "plain_text.hpp"
 #include "sha256.hpp"
 
 namespace hbsdk {
@@ -23,7 +24,7 @@ constexpr std::size_t required = 5;  // the first of them are plain Stable Diffu
 const char* const copy_again = "Copy the bundle again from where it came";
 
 bool remove_prefix(std::string_view& text, std::string_view prefix) {
-    const bool has_it = text.substr(0, prefix.size()) == prefix;
+    const bool has_it = begins_with(text, prefix);
     if (has_it) text.remove_prefix(prefix.size());
     return has_it;
 }

@@ -17,7 +17,6 @@ using Json = nlohmann::json;
 
 constexpr std::int64_t highest_size = std::int64_t{1} << 31;  // so that products stay in range
 constexpr std::array<const char*, 3> element_types = {"float32", "float16", "int64"};
-const char* const build_again = "Build the engines again: python export/build_engines.py";
 
 Error wrong(const std::string& what, const std::string& expected, const std::string& got) {
     return Error(Status::damaged, what, expected, got, build_again);
@@ -174,7 +173,8 @@ std::string tensorrt_file(const EngineSpec& spec) {
 }
 
 std::filesystem::path checked_engine_file(const std::filesystem::path& folder,
-                                          const Manifest& manifest, const EngineSpec& spec) {
+                                          const Manifest& manifest, const EngineSpec& spec,
+                                          HashedFiles& hashed) {
     const bool is_onnx = manifest.runtime == "onnxruntime";
     const std::string file = is_onnx ? spec.file : tensorrt_file(spec);
     if (manifest.files.count(file) == 0) {
@@ -188,7 +188,8 @@ std::filesystem::path checked_engine_file(const std::filesystem::path& folder,
         const bool is_others =
             is_graph(path) ||
             (!is_onnx && std::filesystem::u8path(path).extension() == ".onnx_data");
-        if (is_in_part(path, part) && (path == file || !is_others)) verify(folder, manifest, path);
+        if (is_in_part(path, part) && (path == file || !is_others))
+            hashed.verify(folder, manifest, path);
     }
     return folder / std::filesystem::u8path(file);
 }

@@ -61,6 +61,7 @@ std::string tensorrt_file(const EngineSpec& spec);
 // with it: its weights, its configuration and whatever else lies in its folder, but for the other
 // graphs there. Throws Error (not_found, damaged).
 std::filesystem::path checked_engine_file(const std::filesystem::path& folder,
-                                          const Manifest& manifest, const EngineSpec& spec);
+                                          const Manifest& manifest, const EngineSpec& spec,
+                                          HashedFiles& hashed);
 
 }  // namespace hbsdk

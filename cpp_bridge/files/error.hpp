@@ -31,6 +31,10 @@ class Error : public std::runtime_error {
     const Status status;
 };
 
+// The remedy where an engine folder is at fault.
+inline constexpr const char* build_again =
+    "Build the engines again: python export/build_engines.py";
+
 // The line that `Error` would have, of a problem that is only warned about.
 std::string one_line_message(const std::string& what, const std::string& expected,
                              const std::string& got, const std::string& remedy);

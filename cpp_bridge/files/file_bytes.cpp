@@ -20,22 +20,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void check_ordinary(const fs::path& path) {
-    if (path.native().find(fs::path::value_type{0}) != fs::path::string_type::npos) {
-        throw Error(Status::invalid_argument, path.u8string(), "a file that can be read",
-                    "a path with a null character");
-    }
-    std::error_code error;
-    const auto status = fs::status(path, error);
-    if (fs::is_regular_file(status)) return;  // a pipe would block, a device never end
-    const bool is_there = fs::exists(status);
-    throw Error(Status::not_found, path.u8string(),
-                is_there ? "an ordinary file" : "a file that can be read",
-                fs::is_directory(status) ? "a folder"
-                : is_there               ? "no ordinary file"
-                           : std::make_error_code(std::errc::no_such_file_or_directory).message());
-}
-
 void write_to_disk(const fs::path& path, std::string_view bytes) {
 #ifdef _WIN32
     std::FILE* opened = _wfopen(path.c_str(), L"wbx");
@@ -62,6 +46,22 @@ std::string random_letters() {
 }
 
 }  // namespace
+
+void check_ordinary(const fs::path& path) {
+    if (path.native().find(fs::path::value_type{0}) != fs::path::string_type::npos) {
+        throw Error(Status::invalid_argument, path.u8string(), "a file that can be read",
+                    "a path with a null character");
+    }
+    std::error_code error;
+    const auto status = fs::status(path, error);
+    if (fs::is_regular_file(status)) return;  // a pipe would block, a device never end
+    const bool is_there = fs::exists(status);
+    throw Error(Status::not_found, path.u8string(),
+                is_there ? "an ordinary file" : "a file that can be read",
+                fs::is_directory(status) ? "a folder"
+                : is_there               ? "no ordinary file"
+                           : std::make_error_code(std::errc::no_such_file_or_directory).message());
+}
 
 std::string read_file(const fs::path& path, std::size_t max_bytes) {
     check_ordinary(path);

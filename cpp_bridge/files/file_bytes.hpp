@@ -8,6 +8,10 @@
 
 namespace hbsdk {
 
+// Throws Error (not_found: none that can be read, a folder, or a device, which would never end;
+// invalid_argument: a null character in the path).
+void check_ordinary(const std::filesystem::path& path);
+
 // Throws Error (not_found: none that can be read, a folder or a device; damaged: it is empty or
 // larger than `max_bytes`; invalid_argument: a null character in the path).
 std::string read_file(const std::filesystem::path& path, std::size_t max_bytes);

@@ -9,6 +9,7 @@
 #include "folder_files.hpp"
 #include "json_file.hpp"
 #include "manifest_fields.hpp"
+#include "plain_text.hpp"
 #include "sha256.hpp"
 
 namespace hbsdk {
@@ -16,7 +17,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const char* const build_again = "Build the engines again: python export/build_engines.py";
 const char* const manifest_file = "manifest.json";
 
 // What file managers leave in any folder that is looked at, and nothing ever loads.
@@ -94,6 +94,30 @@ void verify(const fs::path& folder, const Manifest& manifest, const std::string&
         throw wrong_file(Status::damaged, path, " was changed", "sha256 " + listed->second, got);
 }
 
+std::optional<HashedFiles::State> HashedFiles::state_of(const fs::path& path) {
+    std::error_code error;
+    if (fs::is_symlink(path, error)) return std::nullopt;
+    const std::uintmax_t bytes = fs::file_size(path, error);
+    if (error) return std::nullopt;
+    const fs::file_time_type changed = fs::last_write_time(path, error);
+    if (error) return std::nullopt;
+    return State{bytes, changed};
+}
+
+void HashedFiles::verify(const fs::path& folder, const Manifest& manifest,
+                         const std::string& file) {
+    const fs::path path = folder / fs::u8path(file);
+    const std::optional<State> state = state_of(path);
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = good_.find(path);
+        if (state && found != good_.end() && found->second == *state) return;
+    }
+    hbsdk::verify(folder, manifest, file);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (state) good_.insert_or_assign(path, *state);
+}
+
 std::set<std::string> files_of(const fs::path& folder, const std::string& part) {
     std::set<std::string> found;
     std::error_code error;
@@ -126,14 +150,14 @@ void check_same_files(const fs::path& folder, const Manifest& manifest, const st
         if (manifest.files.count(path) == 0) {
             throw Error(Status::damaged, (folder / fs::u8path(path)).u8string() + " was added",
                         "only files that manifest.json lists", path,
-                        "Remove it, or build the engines again: python export/build_engines.py");
+                        std::string("Remove it. ") + build_again);
         }
     }
 }
 
 bool is_in_part(std::string_view path, std::string_view part) {
     return part.empty() || path == part ||
-           (path.substr(0, part.size()) == part && path.substr(part.size(), 1) == "/");
+           (begins_with(path, part) && path.substr(part.size(), 1) == "/");
 }
 
 }  // namespace hbsdk

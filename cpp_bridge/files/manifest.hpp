@@ -4,8 +4,10 @@
 // folder can also write its manifest: open only engines that were built on this machine.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -43,6 +45,28 @@ Manifest open_manifest(const std::filesystem::path& folder);
 // Compares one file with the manifest: call it just before the file is used.
 // Throws Error (not_found, damaged).
 void verify(const std::filesystem::path& folder, const Manifest& manifest, const std::string& file);
+
+// Compares files as `verify` does, but each only once: networks share their weights, and are loaded
+// again where memory is low. One whose size or time of change differs since is hashed again.
+class HashedFiles {
+  public:
+    void verify(const std::filesystem::path& folder, const Manifest& manifest,
+                const std::string& file);
+
+  private:
+    struct State {
+        std::uintmax_t bytes;
+        std::filesystem::file_time_type changed;
+        bool operator==(const State& other) const {
+            return bytes == other.bytes && changed == other.changed;
+        }
+    };
+
+    static std::optional<State> state_of(const std::filesystem::path& path);
+
+    std::mutex mutex_;
+    std::map<std::filesystem::path, State> good_;  // as they were just before they were hashed
+};
 
 // Whether a path is relative, in its shortest form, and does not leave the folder.
 bool is_inside(std::string_view path);

@@ -8,6 +8,7 @@
 #include "error.hpp"
 #include "json_file.hpp"
 #include "manifest.hpp"
+#include "plain_text.hpp"
 #include "unicode.hpp"
 
 namespace hbsdk {
@@ -15,7 +16,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-const char* const build = "Build the engines: python export/build_engines.py";
+constexpr std::size_t most_named = 10;  // of unknown keys, in a message
 constexpr std::array<const char*, 3> runtimes = {"onnxruntime", "tensorrt_rtx", "tensorrt"};
 constexpr std::array<const char*, 6> networks = {"image_features", "regressor",   "text_encoder",
                                                  "unet",           "vae_encoder", "vae_decoder"};
@@ -106,24 +107,23 @@ const std::vector<Rule>& rules() {
 
 Error wrong_field(const char* key, const std::string& what, const std::string& expected,
                   const std::string& got) {
-    return Error(Status::damaged, std::string(key) + " in " + what, expected, got, build);
+    return Error(Status::damaged, std::string(key) + " in " + what, expected, got, build_again);
 }
 
 void check_keys(const Json& data, const std::string& what) {
-    std::string missing, unknown;
+    std::vector<std::string> missing, unknown;
     for (const Rule& rule : rules())
-        if (!data.contains(rule.key))
-            missing += (missing.empty() ? "" : ", ") + std::string(rule.key);
+        if (!data.contains(rule.key)) missing.emplace_back(rule.key);
     for (const auto& [key, value] : data.items()) {
         const bool is_known =
             std::any_of(rules().begin(), rules().end(),
                         [&, name = key](const Rule& rule) { return name == rule.key; });
-        if (!is_known && unknown.size() < 100)
-            unknown += (unknown.empty() ? "" : ", ") + in_quotes(key);
+        if (!is_known && unknown.size() < most_named) unknown.push_back(in_quotes(key));
     }
     if (missing.empty() && unknown.empty()) return;
     throw Error(Status::damaged, "keys of " + what, "those of schema 1",
-                "without [" + missing + "], with unknown [" + unknown + "]", build);
+                "without [" + joined(missing) + "], with unknown [" + joined(unknown) + "]",
+                build_again);
 }
 
 // Fields that have to fit the runtime.
@@ -159,16 +159,14 @@ bool is_network(std::string_view name) {
 }
 
 std::string network_names() {
-    std::string names = networks[0];
-    for (std::size_t i = 1; i < networks.size(); ++i) names += std::string(", ") + networks[i];
-    return names;
+    return joined(networks);
 }
 
 void check_manifest_fields(const Json& data, const std::string& what) {
     const Rule& schema = rules().front();  // told first: another's keys may rightly be others
     if (data.contains("schema") && !schema.is_valid(data["schema"])) {
         throw Error(Status::mismatch, "schema in " + what, schema.expected, shown(data["schema"]),
-                    build);
+                    build_again);
     }
     check_keys(data, what);
     for (const Rule& rule : rules())

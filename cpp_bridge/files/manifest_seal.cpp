@@ -76,8 +76,7 @@ void check_seal(const Json& data, const std::string& what) {
     const std::string got = sha256_of(text.data(), text.size());
     if (data[seal_field] != got) {
         throw Error(Status::damaged, what + " was changed", std::string(seal_field) + " " + got,
-                    shown(data[seal_field]),
-                    "Build the engines again: python export/build_engines.py");
+                    shown(data[seal_field]), build_again);
     }
 }
 

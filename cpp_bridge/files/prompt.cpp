@@ -5,6 +5,7 @@
 #include <set>
 
 #include "error.hpp"
+#include "plain_text.hpp"
 #include "subject_file.hpp"
 #include "unicode.hpp"
 
@@ -57,20 +58,13 @@ std::vector<Piece> split(std::u32string_view prompt) {
     return pieces;
 }
 
-template <typename Map>
-std::string listing(const Map& named) {
-    std::string names;
-    for (const auto& [name, value] : named) names += (names.empty() ? "" : ", ") + name;
-    return names;
-}
-
 int words_of(const std::string& placeholder, const std::map<std::string, int>& words) {
     const auto found = words.find(placeholder);
     if (found == words.end()) {
-        throw Error(
-            Status::bad_prompt, "placeholder " + in_quotes(placeholder) + " in the prompt",
-            "one of the subjects given (" + (words.empty() ? "no subject" : listing(words)) + ")",
-            placeholder, "Pass the subject, or name it by \"<name>\"");
+        throw Error(Status::bad_prompt, "placeholder " + in_quotes(placeholder) + " in the prompt",
+                    "one of the subjects given (" +
+                        (words.empty() ? "no subject" : joined_keys(words)) + ")",
+                    placeholder, "Pass the subject, or name it by \"<name>\"");
     }
     return found->second;
 }
@@ -121,7 +115,7 @@ std::map<std::string, std::size_t> name_subjects(std::string_view prompt,
     const std::set<std::string> used(found.begin(), found.end());
     const bool has_star = used.count("s*") != 0;
     if (has_star && names.size() > 1) {
-        throw Error(Status::bad_prompt, "S* in the prompt", "one of " + listing(named),
+        throw Error(Status::bad_prompt, "S* in the prompt", "one of " + joined_keys(named),
                     "S* with " + std::to_string(names.size()) + " subjects",
                     "Name each subject in the prompt");
     }

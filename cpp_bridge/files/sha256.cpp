@@ -4,10 +4,10 @@
 
 #include <fstream>
 #include <memory>
-#include <system_error>
 #include <vector>
 
 #include "error.hpp"
+#include "file_bytes.hpp"
 
 namespace hbsdk {
 namespace {
@@ -50,12 +50,7 @@ std::string sha256_of(const void* data, std::size_t size) {
 }
 
 std::string sha256_of_file(const std::filesystem::path& path) {
-    std::error_code error;
-    const auto status = std::filesystem::status(path, error);
-    if (!std::filesystem::is_regular_file(status)) {  // a pipe would block, a device never end
-        throw Error(Status::not_found, path.u8string(), "a file that can be read",
-                    error ? error.message() : "no ordinary file");
-    }
+    check_ordinary(path);
     std::ifstream file(path, std::ios::binary);
     std::vector<char> piece(piece_bytes);
     Digest digest;

@@ -6,10 +6,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
+#include <set>
 #include <stdexcept>
 
 #include "error.hpp"
 #include "file_bytes.hpp"
+#include "plain_text.hpp"
 #include "safetensors.hpp"
 #include "sha256.hpp"
 #include "subject_name.hpp"
@@ -19,6 +22,7 @@ namespace hbsdk {
 namespace {
 
 constexpr double max_root_mean_square = 4.0;
+constexpr std::size_t most_named = 4;  // of tensors, in a message
 constexpr std::string_view own_prefix = "hbsdk.";
 constexpr std::string_view standard_prefix = "modelspec.";
 
@@ -41,10 +45,6 @@ constexpr std::array<Lookalike, 9> lookalikes = {{
     {"\x89PNG", "a PNG picture", false},
     {"GGUF", "a GGUF file", false},
 }};
-
-bool begins_with(std::string_view text, std::string_view beginning) {
-    return text.substr(0, beginning.size()) == beginning;
-}
 
 Error damaged(const std::string& what, const std::string& expected, const std::string& got,
               const std::string& remedy = {}) {
@@ -96,12 +96,10 @@ std::vector<float> values_of(const TensorView& tensor) {
 
 const TensorView& only_tensor(const SafetensorsView& file, const std::string& what) {
     if (file.tensors.size() != 1) {
-        std::map<std::string, int> sorted;
-        for (const TensorView& tensor : file.tensors) sorted[tensor.name];
-        std::string names;
-        int listed = 0;
-        for (const auto& [name, unused] : sorted)
-            if (++listed <= 4) names += (names.empty() ? "" : ", ") + name;
+        std::set<std::string> sorted;
+        for (const TensorView& tensor : file.tensors) sorted.insert(tensor.name);
+        while (sorted.size() > most_named) sorted.erase(std::prev(sorted.end()));
+        const std::string names = joined(sorted);
         throw damaged(what, "one tensor, as 'emb_params'",
                       names.empty() ? "none" : std::to_string(file.tensors.size()) + ": " + names,
                       "SDXL embeddings (clip_l and clip_g), LoRAs and models are no subjects");
@@ -118,9 +116,8 @@ void set_words(const TensorView& tensor, const std::string& what, Subject& subje
     std::vector<std::uint64_t> shape = tensor.shape;
     if (shape.size() == 1) shape.insert(shape.begin(), 1);
     if (shape.size() != 2 || shape[0] < 1 || shape[0] > max_words || shape[1] < 1) {
-        std::string got;
-        for (const std::uint64_t size : shape)
-            got += (got.empty() ? "" : ", ") + std::to_string(size);
+        const std::string got =
+            joined(shape, [](std::uint64_t size) { return std::to_string(size); });
         throw damaged(what, "shape (n, d) with n from 1 to 75", "(" + got + ")");
     }
     subject.words = values_of(tensor);

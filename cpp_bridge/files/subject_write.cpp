@@ -6,6 +6,7 @@
 
 #include "error.hpp"
 #include "file_bytes.hpp"
+#include "plain_text.hpp"
 #include "sha256.hpp"
 #include "subject_file.hpp"
 #include "subject_name.hpp"
@@ -55,7 +56,7 @@ std::map<std::string, std::string> header_metadata(const Subject& subject, const
         {"modelspec.architecture", base + "/textual-inversion"},
     };
     for (const auto& [key, value] : subject.metadata) {
-        const bool has_prefix = key.rfind("hbsdk.", 0) == 0 || key.rfind("modelspec.", 0) == 0;
+        const bool has_prefix = begins_with(key, "hbsdk.") || begins_with(key, "modelspec.");
         all[has_prefix ? key : "hbsdk." + key] = value;
     }
     all["modelspec.sai_model_spec"] = "1.0.1";
@@ -72,7 +73,7 @@ std::map<std::string, std::string> header_metadata(const Subject& subject, const
 void check_size(const std::map<std::string, std::string>& metadata, const std::string& title) {
     std::size_t size = 0;
     for (const auto& [key, value] : metadata) {
-        const bool is_own = key.rfind("hbsdk.", 0) == 0;  // read without this prefix
+        const bool is_own = begins_with(key, "hbsdk.");  // read without this prefix
         size += key.size() - (is_own ? 6 : 0) + value.size();
     }
     if (size <= max_metadata_bytes) return;

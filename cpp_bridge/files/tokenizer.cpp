@@ -11,6 +11,7 @@
 #include "error.hpp"
 #include "file_bytes.hpp"
 #include "json_file.hpp"
+#include "plain_text.hpp"
 #include "unicode.hpp"
 
 namespace hbsdk {
@@ -22,7 +23,6 @@ constexpr std::size_t max_tokenizer_bytes = std::size_t{64} << 20;
 constexpr int schema = 1;
 constexpr std::int64_t highest_id = INT32_MAX;
 constexpr int fewest_tokens = 3, most_tokens = 1 << 16;  // of a text, start and end included
-const char* const build_again = "Build the engines again: python export/build_engines.py";
 
 // All of a tokenizer but its vocabulary, its merges, the token for unknown text and the added
 // tokens, as hbsdk/tokenizer.py builds it: what `encode` does, and nothing else, is read.
@@ -73,10 +73,6 @@ CodePoints with_single_spaces(std::u32string_view text) {
 
 CodePoints normalized(std::u32string_view text) {
     return lower_case(with_single_spaces(normal_form_c(text)));
-}
-
-bool begins_with(std::u32string_view text, std::u32string_view beginning) {
-    return text.substr(0, beginning.size()) == beginning;
 }
 
 template <typename IsOne>

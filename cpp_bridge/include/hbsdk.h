@@ -40,7 +40,9 @@
  *
  * STATUS. Every function that can fail returns a status; HBSDK_OK is 0. After any other,
  * `hbsdk_last_error` is one line that says what was expected, what was got, and what to do. A call
- * that fails leaves what it was to write through its pointers as NULL or zero.
+ * that fails leaves handles, images and stats that it was to fill in as NULL or zero; images and
+ * stats only if it could tell their number and size: its parameters' struct_size and num_images
+ * were right.
  *
  * OWNERSHIP. What you pass in stays yours and is not used after the call returns (`user_data` and
  * callbacks included). A handle is freed by its own function, an image's pixels by
@@ -51,10 +53,14 @@
  * THREADS. Every function may be called from any thread at any time. Threads may share a context
  * and draw with it at once: runs share the networks, which are never written to, and nothing else.
  * Only loading a network, which happens once, makes others wait that need one to be loaded.
- * Callbacks are called by the thread that called `hbsdk_generate`; no lock is held meanwhile.
- * Closing a context that others draw with stops their runs (HBSDK_CANCELLED), and its memory goes
- * with the last of them. A TensorRT engine runs one picture at a time: threads take turns. What a
- * thread was told by `hbsdk_last_error` is its own.
+ * Callbacks are called by the thread that called `hbsdk_generate`; no lock is held meanwhile, but
+ * for TensorRT's engines (below). Closing a context that others use stops their calls
+ * (HBSDK_CANCELLED) before the next network that they would load or run, or after the step that
+ * they are in; a call whose last network runs already still ends well. The context's memory goes
+ * with the last of them. What a thread was told by `hbsdk_last_error` is its own.
+ * TensorRT's engines draw one run at a time, from its first step to its last: threads take turns,
+ * so a callback must not wait for another thread that draws with the same context. Drawing with it
+ * from within a callback is refused with HBSDK_INVALID_ARGUMENT.
  *
  * TEXT is UTF-8 and ends with a zero byte; paths are in the system's own encoding.
  */
@@ -114,12 +120,13 @@ typedef struct hbsdk_stats {
     size_t struct_size; /* sizeof(hbsdk_stats), set by you */
     double total_ms;    /* the call */
     double graphs_ms;   /* within it, in the networks */
-    double loading_ms;  /* within it, hashing and loading files; 0 once all networks are loaded */
+    double loading_ms;  /* within it, hashing and loading files; 0 if all networks were loaded */
 } hbsdk_stats;
 
 /*
  * Called after each step. Return 0 to go on, anything else to stop the run, which then ends with
- * HBSDK_CANCELLED. It may call any function, and must not throw or jump out.
+ * HBSDK_CANCELLED. It may call any function (TensorRT's engines: see THREADS), and must not throw
+ * or jump out.
  */
 typedef int (*hbsdk_progress)(int32_t step, int32_t num_inference_steps, void* user_data);
 
@@ -128,17 +135,20 @@ typedef struct hbsdk_open_params {
     size_t struct_size;
     const char* engine_folder; /* must be set; it holds a manifest.json */
     const char* bundle_folder; /* refuse engines of any other bundle; NULL takes any */
-    const char* device;        /* "cpu", "cuda", "cuda:1"; NULL is the recipe's first that works */
+    const char* device;        /* "cpu", "cuda", "cuda:1"; NULL is a GPU if the recipe names its
+                                  provider, ONNX Runtime has it and it works, and else the CPU */
     int32_t threads;           /* of the CPU; 0 is one a core */
     int32_t use_tensorrt;      /* let ONNX Runtime's TensorRT provider run ONNX graphs on the GPU */
-    int32_t low_memory;        /* release each network after its stage */
+    int32_t low_memory;        /* release each network after its stage, however a call ends */
     int32_t load_all;          /* load every network now, not when it is first needed */
 } hbsdk_open_params;
 
 /* Fields are only ever added at the end: set them up with hbsdk_generate_params_init. */
 typedef struct hbsdk_generate_params {
     size_t struct_size;
-    const char* prompt;          /* must be set; "S*" or "<name>" stands for a subject */
+    const char* prompt;          /* must be set; "S*" or "<name>" stands for a subject. The text
+                                    encoder reads 75 tokens: text after them is left out without
+                                    a word, a subject after them is refused */
     const char* negative_prompt; /* NULL is none */
     const hbsdk_subject* const* subjects;
     size_t num_subjects;
@@ -165,7 +175,7 @@ HBSDK_API const char* hbsdk_last_error(void);
 
 /*
  * Set the defaults. `struct_size` is sizeof your variable: a newer library leaves alone what your
- * header did not have.
+ * header did not have. A library that is older than your header refuses it with HBSDK_MISMATCH.
  */
 HBSDK_API hbsdk_status hbsdk_open_params_init(hbsdk_open_params* params, size_t struct_size);
 HBSDK_API hbsdk_status hbsdk_generate_params_init(hbsdk_generate_params* params,
@@ -175,7 +185,8 @@ HBSDK_API hbsdk_status hbsdk_generate_params_init(hbsdk_generate_params* params,
 HBSDK_API hbsdk_status hbsdk_open(const hbsdk_open_params* params, hbsdk_context** context);
 HBSDK_API hbsdk_status hbsdk_close(hbsdk_context* context);
 
-/* Stop every run of the context that is under way now, at its next step. Any thread may call it. */
+/* Stop every call on the context that is under way now, as hbsdk_close does. What begins later is
+   not stopped. Any thread may call it. */
 HBSDK_API hbsdk_status hbsdk_cancel(hbsdk_context* context);
 
 /*
@@ -189,13 +200,19 @@ HBSDK_API hbsdk_status hbsdk_subject_load(const hbsdk_context* context, const ch
  * Make a subject of one photo: the probe, without refinement.
  *   image: 3 or 4 channels, both sides at least 16 px.
  *   mask: 1 channel, of the same size; 128 and more is the subject, or 1 if nothing is more.
- *   name: what "<name>" in prompts and the file will be called; NULL is "subject".
+ *   name: what "<name>" in prompts and the file will be called, as hbsdk_subject_save's rule is;
+ *     NULL is "subject".
  */
 HBSDK_API hbsdk_status hbsdk_probe(hbsdk_context* context, const hbsdk_image* image,
                                    const hbsdk_image* mask, const char* name,
                                    hbsdk_subject** subject);
 
-/* Write `path`, which ends with .safetensors; whole or not at all, in place of an older file. */
+/*
+ * Write a file, whole or not at all, in place of an older one. `path` is a folder that exists, for
+ * NAME.safetensors in it by the subject's name; or a file's path that ends with .safetensors, whose
+ * name is then what the subject will be called when it is read: up to 64 of a-z, 0-9, _, . and -,
+ * not led by . or -, with no . last, and none of Windows' devices (con, nul, com1, ...).
+ */
 HBSDK_API hbsdk_status hbsdk_subject_save(const hbsdk_subject* subject, const char* path);
 HBSDK_API hbsdk_status hbsdk_subject_free(hbsdk_subject* subject);
 

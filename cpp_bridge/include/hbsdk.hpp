@@ -13,6 +13,8 @@
 
 #include <hbsdk.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -41,7 +43,7 @@ using Progress = std::function<bool(int step, int num_inference_steps)>;  // fal
 struct OpenOptions {
     std::string engine_folder;
     std::string bundle_folder;  // empty takes engines of any bundle
-    std::string device;         // empty is the recipe's first that works
+    std::string device;         // empty is a GPU if it can be used, and else the CPU
     int threads = 0;
     bool use_tensorrt = false;
     bool low_memory = false;
@@ -145,7 +147,10 @@ class Context {
         params.on_step = request.on_step ? &Call::on_step : nullptr;
         params.user_data = &call;
         params.stats = stats;
-        std::vector<hbsdk_image> drawn(request.num_images > 0 ? request.num_images : 1);
+        // hbsdk_generate refuses other numbers, so there need not be room for them.
+        const int most = 64;
+        std::vector<hbsdk_image> drawn(
+            static_cast<std::size_t>(std::clamp(request.num_images, 1, most)));
         std::vector<Image> images;
         images.reserve(drawn.size());
         const hbsdk_status status = hbsdk_generate(get(), &params, drawn.data());

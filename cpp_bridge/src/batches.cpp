@@ -6,8 +6,14 @@ namespace hbsdk {
 std::vector<std::pair<std::int64_t, std::int64_t>> batches(const EngineSpec& spec,
                                                            const std::string& axis,
                                                            std::int64_t count) {
-    const Dim& rows = spec.inputs.at(0).shape.at(0);
+    const TensorSpec& first = spec.inputs.at(0);
+    const Dim rows = first.shape.empty() ? Dim{0, ""} : first.shape[0];
     const bool is_fixed = rows.axis.empty();
+    if (is_fixed ? rows.factor < 1 : rows.axis != axis || rows.factor != 1) {
+        throw Error(Status::mismatch, "rows of " + first.name + " of engine " + spec.name,
+                    axis + ", or a number above 0",
+                    is_fixed ? std::to_string(rows.factor) : rows.axis, build_again);
+    }
     const std::int64_t least = is_fixed ? rows.factor : spec.axes.at(axis).min;
     const std::int64_t most = is_fixed ? rows.factor : spec.axes.at(axis).max;
     const std::int64_t number = (count + most - 1) / most;

@@ -6,6 +6,7 @@
 
 #include "error.hpp"
 #include "json_file.hpp"
+#include "plain_text.hpp"
 
 namespace hbsdk {
 
@@ -14,7 +15,6 @@ namespace {
 constexpr int schema = 1;
 constexpr int most = 1 << 20;  // of any size in the file
 const char* const file_name = "bridge.json";
-const char* const build_again = "Build the engines again: python export/build_engines.py";
 
 int size_in(const nlohmann::json& data, const char* key, const std::string& what) {
     const std::int64_t value = whole_number(data, key, what);
@@ -71,19 +71,13 @@ std::map<int, Schedule> tables_in(const nlohmann::json& tables, const std::strin
     return found;
 }
 
-std::string keys_of(const std::map<std::string, std::map<int, Schedule>>& schedules) {
-    std::string keys;
-    for (const auto& [key, tables] : schedules) keys += (keys.empty() ? "" : ", ") + key;
-    return keys;
-}
-
 }  // namespace
 
 const Schedule& BridgeFile::schedule(const std::string& sampler, int num_inference_steps) const {
     const auto tables = schedules.find(sampler.empty() ? default_sampler : sampler);
     if (tables == schedules.end()) {
-        throw Error(Status::invalid_argument, "sampler", "one of " + keys_of(schedules), sampler,
-                    "The bundle's scheduler_config.json decides which there are");
+        throw Error(Status::invalid_argument, "sampler", "one of " + joined_keys(schedules),
+                    sampler, "The bundle's scheduler_config.json decides which there are");
     }
     const auto found = tables->second.find(num_inference_steps);
     if (found == tables->second.end()) {
@@ -113,6 +107,11 @@ BridgeFile read_bridge_file(const std::filesystem::path& folder, const Manifest&
     bridge.image_size_px = size_in(data, "image_size_px", what);
     bridge.latent_channels = size_in(data, "latent_channels", what);
     bridge.vae_scale_factor = size_in(data, "vae_scale_factor", what);
+    if (bridge.image_size_px % bridge.vae_scale_factor != 0) {
+        throw Error(Status::damaged, what + ", image_size_px",
+                    "a multiple of vae_scale_factor " + std::to_string(bridge.vae_scale_factor),
+                    std::to_string(bridge.image_size_px), build_again);
+    }
     bridge.guidance_scale = static_cast<float>(number_in(data, "guidance_scale", what));
     bridge.latent_scale = static_cast<float>(number_in(data, "latent_scale", what));
     bridge.latent_shift = static_cast<float>(number_in(data, "latent_shift", what));

@@ -81,20 +81,20 @@ hbsdk::GenerateRequest request_of(const hbsdk_generate_params& params) {
     return request;
 }
 
-void draw(Context& context, const hbsdk_generate_params& params, hbsdk_image* images) {
-    if (params.stats != nullptr) {
-        hbsdk::check_size("stats", params.stats->struct_size, sizeof(hbsdk_stats),
-                          sizeof(hbsdk_stats));
-    }
-    hbsdk::Clock clock;
+// `found.struct_size` is the app's.
+void write_stats(hbsdk_stats* stats, const hbsdk_stats& found) {
+    if (stats != nullptr) hbsdk::write_params("stats", stats, found.struct_size, found);
+}
+
+void draw(Context& context, const hbsdk_generate_params& params, std::size_t stats_size,
+          hbsdk_image* images) {
+    hbsdk::Call call(context);
     double total_ms = 0.0;
     {
         const hbsdk::Timer timer(total_ms);
-        hbsdk::hand_out(hbsdk::generate(context, request_of(params), clock), images);
+        hbsdk::hand_out(hbsdk::generate(context, request_of(params), call), images);
     }
-    if (params.stats != nullptr) {
-        *params.stats = {sizeof(hbsdk_stats), total_ms, clock.graphs_ms, clock.loading_ms};
-    }
+    write_stats(params.stats, {stats_size, total_ms, call.graphs_ms, call.loading_ms});
 }
 
 }  // namespace
@@ -125,14 +125,14 @@ const char* hbsdk_last_error(void) {
 
 hbsdk_status hbsdk_open_params_init(hbsdk_open_params* params, size_t struct_size) {
     return guarded([&] {
-        hbsdk::init_params("open_params", params, struct_size, hbsdk::default_open_params());
+        hbsdk::write_params("open_params", params, struct_size, hbsdk::default_open_params());
     });
 }
 
 hbsdk_status hbsdk_generate_params_init(hbsdk_generate_params* params, size_t struct_size) {
     return guarded([&] {
-        hbsdk::init_params("generate_params", params, struct_size,
-                           hbsdk::default_generate_params());
+        hbsdk::write_params("generate_params", params, struct_size,
+                            hbsdk::default_generate_params());
     });
 }
 
@@ -148,12 +148,12 @@ hbsdk_status hbsdk_open(const hbsdk_open_params* params, hbsdk_context** context
 
 hbsdk_status hbsdk_close(hbsdk_context* context) {
     return guarded([&] {
-        if (context != nullptr) ++contexts().release(context)->cancellations;
+        if (context != nullptr) contexts().release(context)->close();
     });
 }
 
 hbsdk_status hbsdk_cancel(hbsdk_context* context) {
-    return guarded([&] { ++contexts().find(context)->cancellations; });
+    return guarded([&] { contexts().find(context)->cancel(); });
 }
 
 hbsdk_status hbsdk_subject_load(const hbsdk_context* context, const char* path,
@@ -175,10 +175,11 @@ hbsdk_status hbsdk_probe(hbsdk_context* context, const hbsdk_image* image, const
     return guarded([&] {
         check_not_null("subject", subject);
         *subject = nullptr;
-        hbsdk::Clock clock;
+        const std::shared_ptr<Context> found = contexts().find(context);
+        hbsdk::Call call(*found);
         auto made = std::make_shared<const Subject>(
-            hbsdk::probe(*contexts().find(context), hbsdk::pixels_of(image), hbsdk::pixels_of(mask),
-                         name == nullptr ? "subject" : name, clock));
+            hbsdk::probe(*found, hbsdk::pixels_of(image), hbsdk::pixels_of(mask),
+                         name == nullptr ? "subject" : name, call));
         *subject = subjects().add<hbsdk_subject>(std::move(made));
     });
 }
@@ -202,9 +203,12 @@ hbsdk_status hbsdk_generate(hbsdk_context* context, const hbsdk_generate_params*
         check_not_null("images", images);
         const hbsdk_generate_params own =
             hbsdk::read_params("generate_params", params, hbsdk::default_generate_params());
+        // Read once: what a callback does to it meanwhile must not make a run fail that went well.
+        const std::size_t stats_size = own.stats == nullptr ? 0 : own.stats->struct_size;
+        write_stats(own.stats, {stats_size, 0.0, 0.0, 0.0});
         hbsdk::check_count(own.num_images);
         std::fill_n(images, own.num_images, hbsdk_image{});
-        draw(*contexts().find(context), own, images);
+        draw(*contexts().find(context), own, stats_size, images);
     });
 }
 

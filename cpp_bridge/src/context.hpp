@@ -6,11 +6,12 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
-#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bridge_file.hpp"
 #include "engine_spec.hpp"
@@ -20,13 +21,7 @@
 
 namespace hbsdk {
 
-// Where the time of one call went. Belongs to one thread.
-struct Clock {
-    double graphs_ms = 0.0;
-    double loading_ms = 0.0;
-};
-
-// Adds the time until its end to one of a clock's sums.
+// Adds the time until its end to a sum.
 class Timer {
   public:
     explicit Timer(double& sum_ms) : sum_ms_(sum_ms) {}
@@ -51,6 +46,25 @@ struct OpenOptions {
     bool load_all = false;
 };
 
+class Context;
+
+// One call on a context: where its time went, and whether it has to stop. Belongs to one thread.
+class Call {
+  public:
+    explicit Call(const Context& context);
+
+    // Throws Error (cancelled) once the context was closed, or cancelled since the call began.
+    // `place` is where that was seen, such as "before engine regressor".
+    void check_goes_on(const std::string& place) const;
+
+    double graphs_ms = 0.0;
+    double loading_ms = 0.0;
+
+  private:
+    const Context& context_;
+    const std::uint64_t cancellations_;
+};
+
 class Context {
   public:
     // Throws Error.
@@ -65,27 +79,51 @@ class Context {
     // Throws Error (mismatch) where the bundle that the engines are of has no such network.
     const EngineSpec& spec(const std::string& name) const;
 
-    // Runs an engine, loading it if need be, after checking the shapes and casting the floats.
-    std::vector<Tensor> run(const std::string& name, std::vector<Tensor> inputs, Clock& clock);
+    // Runs an engine, loading it if need be, after casting the floats. The shapes of what goes in
+    // and comes out are the spec's, or else it throws Error (invalid_argument, mismatch).
+    std::vector<Tensor> run(const std::string& name, std::vector<Tensor> inputs, Call& call);
 
-    // Returns a network, loading it, and hashing its files, if need be.
-    std::shared_ptr<Network> network(const std::string& name, Clock& clock);
+    // Returns a network, loading it, and hashing its files, if need be. Both this and `run` end a
+    // call that has to stop: Error (cancelled).
+    std::shared_ptr<Network> network(const std::string& name, Call& call);
 
     // Forgets networks whose stage is over, if memory is to be low. Who uses one still has it.
-    void release(std::initializer_list<const char*> names);
+    void release(const std::vector<const char*>& names) noexcept;
 
-    // Goes up by one at each cancellation: a call that began before it stops.
-    std::atomic<std::uint64_t> cancellations{0};
+    // Stops the calls that are under way.
+    void cancel() { ++cancellations_; }
+
+    // Stops all calls, also those that have found the context and not begun yet.
+    void close() { is_closed_ = true; }
 
   private:
+    friend class Call;
+
     struct Slot {
         std::mutex loading;
         std::shared_ptr<Network> network;
     };
 
     const bool low_memory_;
+    std::atomic<bool> is_closed_{false};
+    std::atomic<std::uint64_t> cancellations_{0};  // a call that began before one of them stops
+    HashedFiles hashed_;
     std::unique_ptr<Runtime> runtime_;
     std::map<std::string, Slot> slots_;  // of every engine; never changes in size
+};
+
+// A stage of a call: its networks are released at its end, however it ends.
+class Stage {
+  public:
+    Stage(Context& context, std::vector<const char*> networks)
+        : context_(context), networks_(std::move(networks)) {}
+    ~Stage() { context_.release(networks_); }
+    Stage(const Stage&) = delete;
+    Stage& operator=(const Stage&) = delete;
+
+  private:
+    Context& context_;
+    const std::vector<const char*> networks_;
 };
 
 }  // namespace hbsdk

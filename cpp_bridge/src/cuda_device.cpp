@@ -1,5 +1,6 @@
 #include "cuda_device.hpp"
 
+#include <exception>
 #include <utility>
 
 #include "error.hpp"
@@ -16,6 +17,18 @@ void check_cuda(cudaError_t error) {
     }
     throw Error(Status::runtime, "CUDA", "a call that succeeds", got,
                 "Run `hbsdk doctor`: it tells what this machine's driver and GPU can run");
+}
+
+void check_gpu(int gpu) {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaErrorNoDevice) cudaGetLastError();  // forgets it: said by the count
+    if (error != cudaErrorNoDevice) check_cuda(error);
+    if (gpu < count) return;
+    throw Error(Status::invalid_argument, "device",
+                count == 0 ? "a GPU of NVIDIA's for TensorRT"
+                           : "cuda:0 to cuda:" + std::to_string(count - 1),
+                count == 0 ? "none in this machine" : "cuda:" + std::to_string(gpu));
 }
 
 DeviceArray::DeviceArray(std::size_t bytes) : bytes_(bytes) {
@@ -36,12 +49,7 @@ DeviceArray::~DeviceArray() {
 }
 
 Stream::Stream(int gpu) : gpu_(gpu) {
-    int count = 0;
-    check_cuda(cudaGetDeviceCount(&count));
-    if (gpu >= count) {
-        throw Error(Status::invalid_argument, "GPU for TensorRT",
-                    "cuda:0 to cuda:" + std::to_string(count - 1), "cuda:" + std::to_string(gpu));
-    }
+    check_gpu(gpu);
     use();
     // Not the legacy default stream, which would wait for all others.
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
@@ -86,19 +94,20 @@ cudaGraphExec_t Stream::captured(const std::function<void()>& work) const {
     try {
         work();
         recorded = true;
-    } catch (const Error&) {
+    } catch (const std::exception&) {
         // Said by the result: the caller then runs the work without a graph.
     }
     cudaGraph_t graph = nullptr;
     const cudaError_t ended = cudaStreamEndCapture(stream_, &graph);
     cudaGraphExec_t executable = nullptr;
+    cudaError_t made = cudaSuccess;
     if (recorded && ended == cudaSuccess) {
-        const cudaError_t made = cudaGraphInstantiateWithFlags(&executable, graph, 0);
-        cudaGraphDestroy(graph);
-        check_cuda(made);
+        made = cudaGraphInstantiateWithFlags(&executable, graph, 0);
     } else {
-        cudaGetLastError();
+        cudaGetLastError();  // forgets it
     }
+    if (graph != nullptr) cudaGraphDestroy(graph);  // there can be one of half the work
+    check_cuda(made);
     return executable;
 }
 

@@ -13,6 +13,9 @@ namespace hbsdk {
 // Throws Error (out_of_memory, runtime) unless the call went well.
 void check_cuda(cudaError_t error);
 
+// Throws Error (invalid_argument) unless this machine has a GPU of that number.
+void check_gpu(int gpu);
+
 // Device memory that is freed with its object.
 class DeviceArray {
   public:

@@ -2,6 +2,7 @@
 // tensorrt_engine.py and tensorrt.py. Compiled only where their headers are: see README.md.
 #include <NvInfer.h>
 
+#include <algorithm>
 #include <deque>
 #include <fstream>
 #include <iterator>
@@ -12,12 +13,11 @@
 #include "cuda_device.hpp"
 #include "error.hpp"
 #include "network.hpp"
+#include "turns.hpp"
 
 namespace hbsdk {
 
 namespace {
-
-const char* const build_again = "Build the engines again: python export/build_engines.py";
 
 // Keeps the last errors for our own messages. One a process: whichever comes first serves it all.
 class Logger : public nvinfer1::ILogger {
@@ -98,6 +98,7 @@ class Engine {
                 throw refused(spec_, tensor.name + " of shape " + shown(shape));
             }
         }
+        check_outputs(values);
         for (const auto* tensors : {&spec_.inputs, &spec_.outputs}) {
             for (const TensorSpec& tensor : *tensors) {
                 const std::size_t count = count_of(spec_.shape(tensor, values));
@@ -128,7 +129,7 @@ class Engine {
     const Stream& stream() const { return stream_; }
     const EngineSpec& spec() const { return spec_; }
 
-    std::mutex mutex;
+    Turns mutex;
 
   private:
     nvinfer1::IExecutionContext* new_context() {
@@ -161,6 +162,18 @@ class Engine {
         }
         if (engine_->getNbIOTensors() != static_cast<int>(found)) {
             throw refused(spec_, std::to_string(found) + " inputs and outputs");
+        }
+    }
+
+    // A larger one than the spec's would be written past the end of its buffer.
+    void check_outputs(const std::map<std::string, std::int64_t>& values) const {
+        for (const TensorSpec& tensor : spec_.outputs) {
+            const nvinfer1::Dims dims = context_->getTensorShape(tensor.name.c_str());
+            const Shape got(dims.d, dims.d + std::max(dims.nbDims, 0));
+            const Shape expected = spec_.shape(tensor, values);
+            if (got == expected) continue;
+            throw Error(Status::mismatch, "shape of " + tensor.name + " of engine " + spec_.name,
+                        shown(expected), shown(got), build_again);
         }
     }
 
@@ -221,7 +234,7 @@ class TensorRTLoop : public DenoisingLoop {
         engine_.stream().copy(engine_.buffer("x0"), engine_.buffer("previous_x0"));
     }
 
-    std::lock_guard<std::mutex> lock_;
+    std::lock_guard<Turns> lock_;
     Engine& engine_;
     cudaGraphExec_t graph_ = nullptr;
     int steps_ = 0;
@@ -233,7 +246,7 @@ class TensorRTNetwork : public Network {
         : engine_(spec, file, gpu) {}
 
     std::vector<Tensor> run(const std::vector<Tensor>& inputs) override {
-        const std::lock_guard<std::mutex> lock(engine_.mutex);
+        const std::lock_guard<Turns> lock(engine_.mutex);
         engine_.stream().use();
         std::vector<Shape> shapes;
         for (const Tensor& input : inputs) shapes.push_back(input.shape);
@@ -271,57 +284,9 @@ class TensorRT : public Runtime {
     int gpu_;
 };
 
-std::string linked_runtime() {
-#if defined(TRT_MAJOR_RTX)
-    return "tensorrt_rtx";
-#else
-    return "tensorrt";
-#endif
-}
-
-std::string version_of_headers() {
-#if defined(TRT_MAJOR_RTX)
-    return std::to_string(TRT_MAJOR_RTX) + "." + std::to_string(TRT_MINOR_RTX) + "." +
-           std::to_string(TRT_PATCH_RTX) + "." + std::to_string(TRT_BUILD_RTX);
-#else
-    return std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + "." +
-           std::to_string(NV_TENSORRT_PATCH) + "." + std::to_string(NV_TENSORRT_BUILD);
-#endif
-}
-
-void check_same(const char* field, const std::string& expected, const std::string& got) {
-    if (expected != got) {
-        throw Error(Status::mismatch, std::string(field) + " of the engines", expected, got,
-                    build_again);
-    }
-}
-
-// An engine runs on the GPUs that it was built for.
-void check_capability(const Manifest& manifest, int gpu) {
-    cudaDeviceProp properties{};
-    check_cuda(cudaGetDeviceProperties(&properties, gpu));
-    const std::string here =
-        std::to_string(properties.major) + "." + std::to_string(properties.minor);
-    std::string built_for;
-    for (const std::string& one : manifest.compute_capabilities) {
-        if (one == here) return;
-        built_for += (built_for.empty() ? "" : ", ") + one;
-    }
-    check_same("compute_capabilities", here, built_for);
-}
-
 }  // namespace
 
-std::unique_ptr<Runtime> open_tensorrt(const Manifest& manifest, const RuntimeOptions& options) {
-    check_same("runtime", linked_runtime(), manifest.runtime);
-    check_same("runtime_version", version_of_headers(), manifest.runtime_version);
-#if defined(__linux__) && defined(__x86_64__)
-    if (manifest.platform) check_same("platform", "linux-x86_64", *manifest.platform);
-#elif defined(__linux__) && defined(__aarch64__)
-    if (manifest.platform) check_same("platform", "linux-aarch64", *manifest.platform);
-#endif
-    const int gpu = gpu_number(options.device.empty() ? "cuda" : options.device);
-    check_capability(manifest, gpu);
+std::unique_ptr<Runtime> tensorrt_runtime(int gpu) {
     return std::make_unique<TensorRT>(gpu);
 }
 

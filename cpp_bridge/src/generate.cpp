@@ -100,7 +100,8 @@ Tensor with_words(const Tensor& embedded, const std::vector<Prompt>& prompts, co
 
 // Encodes each text once; returns the states of each for all pictures.
 Tensor text_states(Context& context, const std::vector<Prompt>& prompts, const Named& named,
-                   int pictures, Clock& clock) {
+                   int pictures, Call& call) {
+    const Stage stage(context, {"token_embedding", "text_encoder_embeds"});
     std::vector<Tensor> states;
     const auto count = static_cast<std::int64_t>(prompts.size());
     for (const auto& [begin, end] : batches(context.spec("token_embedding"), "texts", count)) {
@@ -110,12 +111,16 @@ Tensor text_states(Context& context, const std::vector<Prompt>& prompts, const N
             ids.insert(ids.end(), prompt.ids.begin(), prompt.ids.end());
         const auto tokens = static_cast<std::int64_t>(part.at(0).ids.size());
         const Tensor embedded =
-            context.run("token_embedding", {int64_tensor(ids, {end - begin, tokens})}, clock).at(0);
+            context.run("token_embedding", {int64_tensor(ids, {end - begin, tokens})}, call).at(0);
+        check_shape("the embedded texts", embedded, {end - begin, tokens, context.bridge.word_dim});
         states.push_back(
-            context.run("text_encoder_embeds", {with_words(embedded, part, named)}, clock).at(0));
+            context.run("text_encoder_embeds", {with_words(embedded, part, named)}, call).at(0));
     }
-    context.release({"token_embedding", "text_encoder_embeds"});
-    return repeated(concatenated(states), pictures);
+    const Tensor all = concatenated(states);
+    Shape expected = all.shape;
+    expected.at(0) = count;
+    check_shape("the texts' states", all, expected);
+    return repeated(all, pictures);
 }
 
 StepRow row_of(const Schedule& schedule, std::size_t step) {
@@ -132,42 +137,43 @@ LoopInputs loop_inputs(const EngineSpec& spec, const GenerateRequest& request,
                        const Schedule& schedule, const Canvas& canvas, const Tensor& states,
                        float guidance_scale) {
     const int pictures = request.num_images;
-    const bool guided = states.shape.at(0) == 2 * pictures;
+    const std::int64_t rows = states.shape.at(0);
+    const bool guided = rows == 2 * pictures;
+    // Before the noise is drawn: an engine's limits are also those of memory.
+    const Shape sample{rows, canvas.channels, canvas.height, canvas.width};
+    check_shapes(spec, {sample, {}, states.shape, sample, {rows, rows}, {5}});
     std::vector<float> noise = initial_noise(request.seed, pictures, canvas.size());
     for (float& value : noise) value *= static_cast<float>(schedule.initial_noise_scale);
     const Tensor latents =
         float_tensor(noise, {pictures, canvas.channels, canvas.height, canvas.width});
-    LoopInputs inputs{guided ? concatenated({latents, latents}) : latents,
-                      cast(states, element_type(spec.inputs.at(2).dtype)),
-                      guidance_matrix(pictures, guidance_scale, guided)};
-    check_shapes(spec, {inputs.sample.shape,
-                        {},
-                        inputs.states.shape,
-                        inputs.sample.shape,
-                        inputs.guidance.shape,
-                        {5}});
-    return inputs;
+    return {guided ? concatenated({latents, latents}) : latents,
+            cast(states, element_type(spec.inputs.at(2).dtype)),
+            guidance_matrix(pictures, guidance_scale, guided)};
 }
 
 // Runs the loop; returns (pictures, C, h, w) clean latents.
 Tensor denoised(Context& context, const GenerateRequest& request, const Schedule& schedule,
-                const LoopInputs& inputs, std::uint64_t cancellations, Clock& clock) {
-    const std::shared_ptr<Network> network = context.network("denoise_step", clock);
+                const LoopInputs& inputs, Call& call) {
+    const Stage stage(context, {"denoise_step"});
+    const std::shared_ptr<Network> network = context.network("denoise_step", call);
     const std::unique_ptr<DenoisingLoop> loop = network->loop(inputs);
     const std::size_t steps = schedule.timesteps.size();
     for (std::size_t step = 0; step < steps; ++step) {
         {
-            const Timer timer(clock.graphs_ms);
+            const Timer timer(call.graphs_ms);
             loop->step(row_of(schedule, step), step + 1 == steps);
         }
-        const bool goes_on = !request.on_step || request.on_step(static_cast<int>(step) + 1);
-        if (!goes_on || context.cancellations.load() != cancellations) {
+        const std::string place = "after " + std::to_string(step + 1);
+        if (request.on_step && !request.on_step(static_cast<int>(step) + 1)) {
             throw Error(Status::cancelled, "drawing", std::to_string(steps) + " steps",
-                        "a request to stop after " + std::to_string(step + 1));
+                        "a request to stop " + place);
         }
+        call.check_goes_on(place + " of " + std::to_string(steps) + " steps");
     }
-    const Timer timer(clock.graphs_ms);  // a GPU may still be at work
-    return rows_of(loop->sample(), 0, request.num_images);
+    const Timer timer(call.graphs_ms);  // a GPU may still be at work
+    const Tensor sample = loop->sample();
+    check_shape("the sample of engine denoise_step", sample, inputs.sample.shape);
+    return rows_of(sample, 0, request.num_images);
 }
 
 // (1, 3, H, W) in [-1, 1] of a batch -> bytes, as Python's clip and round to even.
@@ -185,7 +191,8 @@ Picture picture_of(const std::vector<float>& decoded, std::size_t begin, int hei
     return picture;
 }
 
-std::vector<Picture> decoded(Context& context, const Tensor& latents, Clock& clock) {
+std::vector<Picture> decoded(Context& context, const Tensor& latents, Call& call) {
+    const Stage stage(context, {"vae_decoder"});
     std::vector<float> values = floats_of(latents);
     const BridgeFile& bridge = context.bridge;
     for (float& value : values) value = value / bridge.latent_scale + bridge.latent_shift;
@@ -193,16 +200,16 @@ std::vector<Picture> decoded(Context& context, const Tensor& latents, Clock& clo
     std::vector<Picture> pictures;
     for (const auto& [begin, end] :
          batches(context.spec("vae_decoder"), "images", latents.shape.at(0))) {
-        const Tensor part = context.run("vae_decoder", {rows_of(samples, begin, end)}, clock).at(0);
+        const Tensor part = context.run("vae_decoder", {rows_of(samples, begin, end)}, call).at(0);
+        const int height = static_cast<int>(latents.shape.at(2)) * bridge.vae_scale_factor;
+        const int width = static_cast<int>(latents.shape.at(3)) * bridge.vae_scale_factor;
+        check_shape("the decoded pictures", part, {end - begin, 3, height, width});
         const std::vector<float> all = floats_of(part);
-        const int height = static_cast<int>(part.shape.at(2));
-        const int width = static_cast<int>(part.shape.at(3));
         const std::size_t size = all.size() / static_cast<std::size_t>(end - begin);
         for (std::size_t at = 0; at < all.size(); at += size) {
             pictures.push_back(picture_of(all, at, height, width));
         }
     }
-    context.release({"vae_decoder"});
     return pictures;
 }
 
@@ -224,8 +231,7 @@ void check_width(const Subject& subject, const BridgeFile& bridge) {
                 "Use the bundle that it was made with, or personalize anew");
 }
 
-std::vector<Picture> generate(Context& context, const GenerateRequest& request, Clock& clock) {
-    const std::uint64_t cancellations = context.cancellations.load();
+std::vector<Picture> generate(Context& context, const GenerateRequest& request, Call& call) {
     const BridgeFile& bridge = context.bridge;
     check_request(request, bridge);
     const Canvas canvas = canvas_of(request, bridge);
@@ -234,12 +240,11 @@ std::vector<Picture> generate(Context& context, const GenerateRequest& request, 
         request.guidance_scale < 0.0F ? bridge.guidance_scale : request.guidance_scale;
     const Named named = named_subjects(request);
     const std::vector<Prompt> prompts = tokenized(context, request, named, scale > 1.0F);
-    const Tensor states = text_states(context, prompts, named, request.num_images, clock);
+    const Tensor states = text_states(context, prompts, named, request.num_images, call);
     const LoopInputs inputs =
         loop_inputs(context.spec("denoise_step"), request, schedule, canvas, states, scale);
-    const Tensor latents = denoised(context, request, schedule, inputs, cancellations, clock);
-    context.release({"denoise_step"});
-    return decoded(context, latents, clock);
+    const Tensor latents = denoised(context, request, schedule, inputs, call);
+    return decoded(context, latents, call);
 }
 
 }  // namespace hbsdk

@@ -40,9 +40,9 @@ void check_count(int num_images);
 // Throws Error (mismatch) for a subject of another width than the bundle's.
 void check_width(const Subject& subject, const BridgeFile& bridge);
 
-// Throws Error (cancelled if on_step or the context's cancellations say so; invalid_argument,
+// Throws Error (cancelled if on_step, hbsdk_cancel or hbsdk_close say so; invalid_argument,
 // mismatch, bad_prompt: as hbsdk.Session.generate refuses).
-std::vector<Picture> generate(Context& context, const GenerateRequest& request, Clock& clock);
+std::vector<Picture> generate(Context& context, const GenerateRequest& request, Call& call);
 
 // The host's arithmetic of it, apart for the tests.
 
@@ -51,7 +51,8 @@ std::vector<Picture> generate(Context& context, const GenerateRequest& request, 
 Tensor guidance_matrix(int pictures, float scale, bool guided);
 
 // Slices of `count` rows that an engine can run at once, as few and as even as can be, as pairs of
-// begin and end. Throws Error (invalid_argument) where a slice would be too small for it.
+// begin and end. Throws Error (invalid_argument) where a slice would be too small for it,
+// (mismatch) where the engine's rows are no such axis.
 std::vector<std::pair<std::int64_t, std::int64_t>> batches(const EngineSpec& spec,
                                                            const std::string& axis,
                                                            std::int64_t count);

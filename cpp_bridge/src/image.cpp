@@ -102,7 +102,7 @@ Square square_of(const std::vector<std::uint8_t>& mask, int height, int width) {
 void check_coverage(const std::vector<float>& mask, int factor) {
     double sum = 0.0;
     for (const float share : mask) sum += share;
-    const double cells = sum / (factor * factor);
+    const double cells = sum / factor / factor;  // factor * factor may be more than an int holds
     if (cells < least_cells) {
         throw Error(Status::invalid_argument, "the mask at latent size",
                     "at least 2 cells of " + std::to_string(factor) + " x " +

@@ -69,6 +69,9 @@ std::unique_ptr<Runtime> open_onnxruntime(const Manifest& manifest, const Runtim
 #if defined(HBSDK_WITH_TENSORRT)
 // The same for engines of the runtimes "tensorrt" and "tensorrt_rtx".
 std::unique_ptr<Runtime> open_tensorrt(const Manifest& manifest, const RuntimeOptions& options);
+
+// What it returns once all of that fits: engines on one GPU.
+std::unique_ptr<Runtime> tensorrt_runtime(int gpu);
 #endif
 
 // Returns the axes' values that the shapes imply, of the spec's inputs in order.
@@ -76,7 +79,8 @@ std::unique_ptr<Runtime> open_tensorrt(const Manifest& manifest, const RuntimeOp
 std::map<std::string, std::int64_t> check_shapes(const EngineSpec& spec,
                                                  const std::vector<Shape>& shapes);
 
-// Returns the GPU's number that a device names: "cuda" is 0; throws Error for anything else.
-int gpu_number(const std::string& device);
+// Returns the GPU's number that a device names: "cuda" is 0. Throws Error (invalid_argument) for
+// anything else; `runtime` is then named as one that runs on GPUs only, unless it is "".
+int gpu_number(const std::string& device, const std::string& runtime = "");
 
 }  // namespace hbsdk

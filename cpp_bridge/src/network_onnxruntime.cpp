@@ -12,7 +12,8 @@ namespace hbsdk {
 
 namespace {
 
-const char* const build_again = "Build the engines again: python export/build_engines.py";
+const char* const gpu_remedy =
+    "See with `hbsdk doctor` whether this machine's GPU and driver work, or use the device cpu";
 
 // One a process, and never destroyed: an app may leave contexts open until after its end.
 Ort::Env& environment() {
@@ -32,8 +33,8 @@ bool is_out_of_memory(std::string_view message) {
 
 // Runs `work`; what ONNX Runtime throws becomes ours, and says what was being done.
 template <typename Work>
-auto guarded(const std::string& what, const std::string& expected, const Work& work)
-    -> decltype(work()) {
+auto guarded(const std::string& what, const std::string& expected, const Work& work,
+             const char* remedy = build_again) -> decltype(work()) {
     try {
         return work();
     } catch (const Ort::Exception& error) {
@@ -42,7 +43,7 @@ auto guarded(const std::string& what, const std::string& expected, const Work& w
             throw Error(Status::out_of_memory, what, "enough memory", got,
                         "Close other programs, use low_memory, or engines of smaller shapes");
         }
-        throw Error(Status::runtime, what, expected, got, build_again);
+        throw Error(Status::runtime, what, expected, got, remedy);
     }
 }
 
@@ -140,7 +141,7 @@ class OnnxRuntimeLoop : public DenoisingLoop {
     Tensor sample() override {
         return guarded("engine denoise_step", "its latents", [&] {
             binding_.SynchronizeOutputs();
-            return copied(next_sample_, ElementType::float32);
+            return copied(next_sample_, ElementType::float32);  // as check_agreement made sure
         });
     }
 
@@ -200,14 +201,22 @@ class OnnxRuntimeNetwork : public Network {
 class OnnxRuntime : public Runtime {
   public:
     OnnxRuntime(Providers providers, int threads)
-        : providers_(std::move(providers)), threads_(threads) {}
+        : choice_(std::move(providers)), threads_(threads) {}
 
     std::unique_ptr<Network> load(const EngineSpec& spec,
                                   const std::filesystem::path& file) override {
         const std::string what = "engine " + spec.name + " in " + file.string();
-        return guarded(what, "a graph that ONNX Runtime loads", [&] {
-            Ort::Session session(environment(), file.c_str(), options());
-            return std::make_unique<OnnxRuntimeNetwork>(spec, std::move(session), memory());
+        return choice_.with([&](const Providers& providers) {
+            const bool on_gpu = !providers.on_gpu.empty();
+            return guarded(
+                what,
+                std::string("a graph that ONNX Runtime loads") + (on_gpu ? " on the GPU" : ""),
+                [&] {
+                    Ort::Session session(environment(), file.c_str(), options(providers));
+                    return std::make_unique<OnnxRuntimeNetwork>(spec, std::move(session),
+                                                                memory(providers));
+                },
+                on_gpu ? gpu_remedy : build_again);
         });
     }
 
@@ -215,31 +224,31 @@ class OnnxRuntime : public Runtime {
     // As hbsdk/backends/onnxruntime.py sets them: the fastest of benchmarks/onnxruntime_options.py.
     // Each session has threads of its own, which would spin on after a run and take the cores from
     // the next network.
-    Ort::SessionOptions options() const {
+    Ort::SessionOptions options(const Providers& providers) const {
         Ort::SessionOptions options;
         options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
         options.AddConfigEntry("session.force_spinning_stop", "1");
         if (threads_ > 0) options.SetIntraOpNumThreads(threads_);
-        for (const std::string& provider : providers_.on_gpu) {
+        for (const std::string& provider : providers.on_gpu) {
             if (provider == "CUDAExecutionProvider") {
                 OrtCUDAProviderOptions settings;
-                settings.device_id = providers_.gpu;
+                settings.device_id = providers.gpu;
                 options.AppendExecutionProvider_CUDA(settings);
             } else {
                 OrtTensorRTProviderOptions settings{};
-                settings.device_id = providers_.gpu;
+                settings.device_id = providers.gpu;
                 options.AppendExecutionProvider_TensorRT(settings);
             }
         }
         return options;
     }
 
-    Ort::MemoryInfo memory() const {
-        if (providers_.on_gpu.empty()) return host_memory();
-        return Ort::MemoryInfo("Cuda", OrtDeviceAllocator, providers_.gpu, OrtMemTypeDefault);
+    static Ort::MemoryInfo memory(const Providers& providers) {
+        if (providers.on_gpu.empty()) return host_memory();
+        return Ort::MemoryInfo("Cuda", OrtDeviceAllocator, providers.gpu, OrtMemTypeDefault);
     }
 
-    Providers providers_;
+    ProviderChoice choice_;
     int threads_;
 };
 
@@ -253,6 +262,13 @@ std::string significant(const std::string& version) {
 
 std::unique_ptr<Runtime> open_onnxruntime(const Manifest& manifest, const RuntimeOptions& options) {
     const std::string here = OrtGetApiBase()->GetVersionString();
+    // Else every call of the C++ interface would be one through a null pointer.
+    if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
+        throw Error(Status::mismatch, "ONNX Runtime's library",
+                    "1." + std::to_string(ORT_API_VERSION) +
+                        " or newer, as the headers that hbsdk was built with",
+                    here, "Install a newer ONNX Runtime, or build hbsdk with its headers");
+    }
     if (significant(here) != significant(manifest.runtime_version)) {
         throw Error(Status::mismatch, "runtime_version (onnxruntime) of the engines", here,
                     manifest.runtime_version, build_again);

@@ -1,4 +1,6 @@
-// Noise from a seed: the same on every machine and runtime, and as hbsdk/generate.py draws it.
+// Noise from a seed: the same on every machine and runtime, and as hbsdk/generate.py draws it, but
+// for the last bit of a float here and there (1 ulp): libraries round sines and logarithms their
+// way.
 #pragma once
 
 #include <array>

@@ -4,6 +4,7 @@
 
 #include "error.hpp"
 #include "network.hpp"
+#include "plain_text.hpp"
 
 namespace hbsdk {
 
@@ -16,35 +17,39 @@ bool holds(const std::vector<std::string>& names, const std::string& name) {
     return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-std::string joined(const std::vector<std::string>& names) {
-    std::string text;
-    for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-    return text;
-}
-
 }  // namespace
 
 Providers choose_providers(const std::vector<std::string>& wanted,
                            const std::vector<std::string>& available, const std::string& device,
                            bool use_tensorrt) {
-    Providers found;
-    if (use_tensorrt && !holds(available, tensorrt)) {
-        throw Error(Status::invalid_argument, "use_tensorrt",
-                    std::string("an ONNX Runtime with ") + tensorrt, joined(available),
-                    "Leave it at 0, or link ONNX Runtime's build for GPUs");
-    }
-    if (use_tensorrt && device != "cpu") found.on_gpu.emplace_back(tensorrt);
-    if (device != "cpu" && holds(wanted, cuda) && holds(available, cuda)) {
-        found.on_gpu.emplace_back(cuda);
-    }
-    if (device == "cpu" || (device.empty() && found.on_gpu.empty())) return found;
-    found.gpu = gpu_number(device.empty() ? "cuda" : device);
-    if (found.on_gpu.empty()) {
+    const bool on_cpu = device == "cpu";
+    if (use_tensorrt && (on_cpu || !holds(available, tensorrt))) {
         throw Error(
-            Status::invalid_argument, "device",
-            "cpu: of the recipe's " + joined(wanted) + " this ONNX Runtime has none for a GPU",
-            device, "Link ONNX Runtime's build for GPUs, and take a recipe for one");
+            Status::invalid_argument, "use_tensorrt",
+            on_cpu ? "0 for the device cpu" : std::string("an ONNX Runtime with ") + tensorrt,
+            on_cpu ? "1" : joined(available),
+            "Leave it at 0, or link ONNX Runtime's build for GPUs");
     }
+    if (on_cpu) return {};
+    Providers found;
+    if (!device.empty()) found.gpu = gpu_number(device);
+    if (use_tensorrt) found.on_gpu.emplace_back(tensorrt);
+    if (holds(wanted, cuda) && holds(available, cuda)) found.on_gpu.emplace_back(cuda);
+    if (found.on_gpu.empty() && !device.empty()) {
+        const bool is_recipe = !holds(wanted, cuda);
+        throw Error(Status::invalid_argument, "device",
+                    is_recipe
+                        ? "cpu: the engines' recipe does not name CUDAExecutionProvider, only " +
+                              joined(wanted)
+                        : "cpu: the ONNX Runtime that is linked has no provider for a GPU, "
+                          "only " +
+                              joined(available),
+                    device,
+                    is_recipe ? "Build engines with a recipe for GPUs"
+                              : "Link ONNX Runtime's build for GPUs (onnxruntime-gpu)");
+    }
+    // What was asked for is used or refused; what was not asked for may turn out not to work.
+    found.may_fall_back = device.empty() && !use_tensorrt && !found.on_gpu.empty();
     return found;
 }
 

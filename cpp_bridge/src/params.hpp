@@ -3,6 +3,8 @@
 
 #include <hbsdk.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <string>
 
@@ -10,9 +12,25 @@
 
 namespace hbsdk {
 
-// Each kind's size in the first version of the ABI; an app's cannot be smaller.
+// The bytes up to the end of a structure's last field in the first version of the ABI: what an
+// app's has at least. Fields that are added after it must not change this.
 template <typename Params>
-constexpr std::size_t first_size = sizeof(Params);
+constexpr std::size_t first_size = 0;
+template <>
+inline constexpr std::size_t first_size<hbsdk_open_params> = offsetof(hbsdk_open_params, load_all) +
+                                                             sizeof(std::int32_t);
+template <>
+inline constexpr std::size_t first_size<hbsdk_generate_params> = offsetof(hbsdk_generate_params,
+                                                                          stats) +
+                                                                 sizeof(hbsdk_stats*);
+template <>
+inline constexpr std::size_t first_size<hbsdk_stats> = offsetof(hbsdk_stats, loading_ms) +
+                                                       sizeof(double);
+
+// As they were when version 1 came out; a field in the middle would break every app.
+static_assert(sizeof(void*) != 8 ||
+              (first_size<hbsdk_open_params> == 48 && first_size<hbsdk_generate_params> == 104 &&
+               first_size<hbsdk_stats> == 32));
 
 inline void check_size(const char* what, std::size_t got, std::size_t least, std::size_t most) {
     if (got >= least && got <= most) return;
@@ -24,23 +42,28 @@ inline void check_size(const char* what, std::size_t got, std::size_t least, std
                            : "Set the structure up with its _init function");
 }
 
+template <typename Params>
+void check_size_of(const char* what, const Params* given, std::size_t struct_size) {
+    static_assert(first_size<Params> > 0);
+    if (given == nullptr) throw Error(Status::invalid_argument, what, "a structure", "NULL");
+    check_size(what, struct_size, first_size<Params>, sizeof(Params));
+}
+
 // Returns the app's structure over the defaults: fields that its header did not have keep them.
 template <typename Params>
 Params read_params(const char* what, const Params* given, const Params& defaults) {
-    if (given == nullptr) throw Error(Status::invalid_argument, what, "a structure", "NULL");
-    check_size(what, given->struct_size, first_size<Params>, sizeof(Params));
+    check_size_of(what, given, given == nullptr ? 0 : given->struct_size);
     Params own = defaults;
     std::memcpy(&own, given, given->struct_size);
     return own;
 }
 
-// Writes the defaults into an app's structure, as much of them as it has room for.
+// Writes into an app's structure, as much as it has room for.
 template <typename Params>
-void init_params(const char* what, Params* given, std::size_t struct_size, Params defaults) {
-    if (given == nullptr) throw Error(Status::invalid_argument, what, "a structure", "NULL");
-    check_size(what, struct_size, first_size<Params>, sizeof(Params));
-    defaults.struct_size = struct_size;
-    std::memcpy(given, &defaults, struct_size);
+void write_params(const char* what, Params* given, std::size_t struct_size, Params own) {
+    check_size_of(what, given, struct_size);
+    own.struct_size = struct_size;
+    std::memcpy(given, &own, struct_size);
 }
 
 inline hbsdk_open_params default_open_params() {

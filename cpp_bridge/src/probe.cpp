@@ -32,28 +32,43 @@ std::vector<Tensor> feature_inputs(const EngineSpec& spec, const Reference& refe
     return inputs;
 }
 
+// The regressor's inputs: latents of the photo and what the two image encoders see in it.
+std::vector<Tensor> encoded(Context& context, const Reference& reference, const Tensor& pixels,
+                            Call& call) {
+    const Stage stage(context, {"image_features", "vae_encoder"});
+    const EngineSpec& spec = context.spec("image_features");
+    std::vector<Tensor> inputs =
+        context.run("image_features", feature_inputs(spec, reference, pixels), call);
+    const Tensor parameters = context.run("vae_encoder", {pixels}, call).at(0);
+    const BridgeFile& bridge = context.bridge;
+    const std::int64_t side = reference.size / bridge.vae_scale_factor;
+    check_shape("the encoded photo", parameters, {1, 2 * bridge.latent_channels, side, side});
+    inputs.insert(inputs.begin(), latent_mode(parameters, bridge));
+    return inputs;
+}
+
+// Returns (1, n, d) words.
+Tensor words_of(Context& context, const Reference& reference, const Tensor& pixels, Call& call) {
+    std::vector<Tensor> inputs = encoded(context, reference, pixels, call);
+    const Stage stage(context, {"regressor"});
+    Tensor words = context.run("regressor", std::move(inputs), call).at(0);
+    const BridgeFile& bridge = context.bridge;
+    check_shape("the regressor's words", words, {1, bridge.num_words, bridge.word_dim});
+    return words;
+}
+
 }  // namespace
 
 Subject probe(Context& context, const Pixels& photo, const Pixels& mask, const std::string& name,
-              Clock& clock) {
+              Call& call) {
     check_name(name);
+    context.spec("regressor");  // a bundle without one is told so first, whatever the photo
     const BridgeFile& bridge = context.bridge;
-    const EngineSpec& features_spec = context.spec("image_features");
     const Reference reference =
         make_reference(photo, mask, bridge.image_size_px, bridge.vae_scale_factor);
     const std::int64_t size = reference.size;
     const Tensor pixels = float_tensor(reference.pixels, {1, 3, size, size});
-    std::vector<Tensor> features =
-        context.run("image_features", feature_inputs(features_spec, reference, pixels), clock);
-    const Tensor encoded = context.run("vae_encoder", {pixels}, clock).at(0);
-    context.release({"image_features", "vae_encoder"});
-    const Tensor words = context
-                             .run("regressor",
-                                  {latent_mode(encoded, bridge), std::move(features.at(0)),
-                                   std::move(features.at(1))},
-                                  clock)
-                             .at(0);
-    context.release({"regressor"});
+    const Tensor words = words_of(context, reference, pixels, call);
     Subject subject;
     subject.name = name;
     subject.words = floats_of(words);

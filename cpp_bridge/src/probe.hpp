@@ -11,6 +11,6 @@ namespace hbsdk {
 
 // Throws Error (invalid_argument: picture, mask or name; mismatch: the engines cannot personalize).
 Subject probe(Context& context, const Pixels& photo, const Pixels& mask, const std::string& name,
-              Clock& clock);
+              Call& call);
 
 }  // namespace hbsdk

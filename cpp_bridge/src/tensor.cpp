@@ -2,6 +2,8 @@
 
 #include <onnxruntime_float16.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -11,6 +13,8 @@ namespace hbsdk {
 
 namespace {
 
+constexpr std::size_t most_values = PTRDIFF_MAX / 8;  // of the widest type
+
 struct Half : onnxruntime_float16::Float16Impl<Half> {
     static std::uint16_t bits(float value) { return ToUint16Impl(value); }
     static float value(std::uint16_t bits) {
@@ -19,6 +23,24 @@ struct Half : onnxruntime_float16::Float16Impl<Half> {
         return half.ToFloatImpl();
     }
 };
+
+// Room for `count` values, which the shape must have.
+Tensor empty_tensor(std::size_t count, Shape shape, ElementType type) {
+    if (count != count_of(shape)) {
+        throw Error(Status::internal, "values of a tensor", shown(shape), std::to_string(count));
+    }
+    Tensor tensor{type, std::move(shape), {}};
+    tensor.bytes.resize(count * element_bytes(type));
+    return tensor;
+}
+
+// `values` are of the type already.
+template <typename Value>
+Tensor tensor_of(const std::vector<Value>& values, Shape shape, ElementType type) {
+    Tensor tensor = empty_tensor(values.size(), std::move(shape), type);
+    if (!values.empty()) std::memcpy(tensor.bytes.data(), values.data(), tensor.bytes.size());
+    return tensor;
+}
 
 }  // namespace
 
@@ -38,9 +60,20 @@ std::size_t count_of(const Shape& shape) {
     std::size_t count = 1;
     for (const std::int64_t size : shape) {
         if (size < 0) throw Error(Status::internal, "shape of a tensor", "sizes", shown(shape));
-        count *= static_cast<std::size_t>(size);
+        const auto factor = static_cast<std::size_t>(size);
+        if (factor != 0 && count > most_values / factor) {
+            throw Error(Status::damaged, "shape of a tensor", "one that memory can hold",
+                        shown(shape), build_again);
+        }
+        count *= factor;
     }
     return count;
+}
+
+void check_shape(const std::string& what, const Tensor& tensor, const Shape& expected) {
+    if (tensor.shape == expected) return;
+    throw Error(Status::mismatch, "shape of " + what, shown(expected), shown(tensor.shape),
+                build_again);
 }
 
 std::string shown(const Shape& shape) {
@@ -52,16 +85,11 @@ std::string shown(const Shape& shape) {
 }
 
 Tensor float_tensor(const std::vector<float>& values, Shape shape, ElementType type) {
-    if (values.size() != count_of(shape) || type == ElementType::int64) {
-        throw Error(Status::internal, "values of a tensor", shown(shape),
-                    std::to_string(values.size()));
+    if (type == ElementType::float32) return tensor_of(values, std::move(shape), type);
+    if (type == ElementType::int64) {
+        throw Error(Status::internal, "type of a tensor", "floats", "whole numbers");
     }
-    Tensor tensor{type, std::move(shape), {}};
-    tensor.bytes.resize(values.size() * element_bytes(type));
-    if (type == ElementType::float32) {
-        if (!values.empty()) std::memcpy(tensor.bytes.data(), values.data(), tensor.bytes.size());
-        return tensor;
-    }
+    Tensor tensor = empty_tensor(values.size(), std::move(shape), type);
     for (std::size_t i = 0; i < values.size(); ++i) {
         const std::uint16_t bits = Half::bits(values[i]);
         std::memcpy(&tensor.bytes[2 * i], &bits, 2);
@@ -70,14 +98,7 @@ Tensor float_tensor(const std::vector<float>& values, Shape shape, ElementType t
 }
 
 Tensor int64_tensor(const std::vector<std::int64_t>& values, Shape shape) {
-    if (values.size() != count_of(shape)) {
-        throw Error(Status::internal, "values of a tensor", shown(shape),
-                    std::to_string(values.size()));
-    }
-    Tensor tensor{ElementType::int64, std::move(shape), {}};
-    tensor.bytes.resize(values.size() * 8);
-    if (!values.empty()) std::memcpy(tensor.bytes.data(), values.data(), tensor.bytes.size());
-    return tensor;
+    return tensor_of(values, std::move(shape), ElementType::int64);
 }
 
 std::vector<float> floats_of(const Tensor& tensor) {
@@ -106,6 +127,11 @@ Tensor cast(Tensor tensor, ElementType type) {
 Tensor concatenated(const std::vector<Tensor>& parts) {
     Tensor whole = parts.at(0);
     for (std::size_t i = 1; i < parts.size(); ++i) {
+        const Shape& shape = parts[i].shape;
+        if (parts[i].type != whole.type || shape.size() != whole.shape.size() || shape.empty() ||
+            !std::equal(shape.begin() + 1, shape.end(), whole.shape.begin() + 1)) {
+            throw Error(Status::internal, "parts of a tensor", shown(whole.shape), shown(shape));
+        }
         whole.shape.at(0) += parts[i].shape.at(0);
         whole.bytes.insert(whole.bytes.end(), parts[i].bytes.begin(), parts[i].bytes.end());
     }

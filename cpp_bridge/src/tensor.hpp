@@ -23,8 +23,12 @@ ElementType element_type(const std::string& name);
 
 std::size_t element_bytes(ElementType type);
 
-// The number of values. Throws Error (internal) for a dimension below 0.
+// The number of values. Throws Error (internal) for a dimension below 0, (damaged) where there are
+// more than memory can hold.
 std::size_t count_of(const Shape& shape);
+
+// Throws Error (mismatch) where a network gave an array of another shape than expected.
+void check_shape(const std::string& what, const Tensor& tensor, const Shape& expected);
 
 // "2 x 3 x 64 x 64".
 std::string shown(const Shape& shape);
@@ -42,7 +46,8 @@ std::vector<float> floats_of(const Tensor& tensor);
 // The same values in another type of floats.
 Tensor cast(Tensor tensor, ElementType type);
 
-// Puts tensors one after another along the first dimension.
+// Puts tensors one after another along the first dimension. Throws Error (internal) where they
+// differ in anything else.
 Tensor concatenated(const std::vector<Tensor>& parts);
 
 // The rows [begin, end) of the first dimension.

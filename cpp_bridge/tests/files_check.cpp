@@ -98,6 +98,7 @@ Json manifest_as_json(const hbsdk::Manifest& manifest) {
 
 // "folder", or {"folder", "verify": file, "engine": name}.
 Json opened(const std::string& line) {
+    static hbsdk::HashedFiles hashed;  // of all folders that are asked for, one after the other
     const Json asked = Json::parse(line);
     const fs::path folder = fs::u8path(asked.at("folder").get<std::string>());
     const hbsdk::Manifest manifest = hbsdk::open_manifest(folder);
@@ -107,9 +108,8 @@ Json opened(const std::string& line) {
     Json answer = manifest_as_json(manifest);
     answer["specs"] = specs_as_json(specs);
     if (asked.contains("engine")) {
-        answer["path"] = hbsdk::checked_engine_file(folder, manifest,
-                                                    specs.at(asked["engine"].get<std::string>()))
-                             .u8string();
+        const auto& spec = specs.at(asked["engine"].get<std::string>());
+        answer["path"] = hbsdk::checked_engine_file(folder, manifest, spec, hashed).u8string();
     }
     return answer;
 }

@@ -7,6 +7,8 @@ Where a compiler or a library is missing, tests skip and say so; where $CI is se
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from hbsdk.manifest import SEAL, _seal
 from tests.cpp.files_check import FilesCheck
 from tests.cpp.library import Bridge
 
@@ -35,8 +38,10 @@ def missing_parts() -> list[str]:
     check = ["g++", "-fsyntax-only", "-std=c++17", "-x", "c++", "-"]
     run = subprocess.run(check, input=includes, capture_output=True, text=True, check=False)
     headers = [name for name in _HEADERS if f"{name}: No such file" in run.stderr]
-    onnxruntime = ONNXRUNTIME_ROOT / "include" / "onnxruntime_cxx_api.h"
-    return [*programs, *headers, *([] if onnxruntime.is_file() else [str(onnxruntime)])]
+    parts = ("include/onnxruntime_cxx_api.h", "lib/libonnxruntime.so")
+    # The library is a link into a Python environment, which may be gone by now.
+    onnxruntime = [str(ONNXRUNTIME_ROOT / part) for part in parts]
+    return [*programs, *headers, *(part for part in onnxruntime if not Path(part).is_file())]
 
 
 def refuse(what: str) -> NoReturn:
@@ -106,6 +111,34 @@ def mini_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = os.environ.get("HBSDK_TEST_ENGINES")
     root = Path(kept) if kept else tmp_path_factory.mktemp("mini-engines")
     return build(Bundle.open(None), read_recipe("mini-cpu"), root, quiet=True).engines.folder
+
+
+@pytest.fixture
+def copied(mini_engines: Path, tmp_path: Path) -> Path:
+    """Return a copy of the engines that may be changed."""
+    return Path(shutil.copytree(mini_engines, tmp_path / mini_engines.name))
+
+
+def change_manifest(folder: Path, **changes: Any) -> None:
+    """Change fields of an engine folder's manifest and seal it anew."""
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(data | {SEAL: _seal(data)}))
+
+
+def change_engines(folder: Path, file: str, change: Callable[[Any], None]) -> None:
+    """Change a JSON file of an engine folder, as somebody would who also lists it anew."""
+    path = folder / file
+    data = json.loads(path.read_text())
+    change(data)
+    replace_file(folder, file, json.dumps(data).encode())
+
+
+def replace_file(folder: Path, file: str, data: bytes) -> None:
+    """Replace a file of an engine folder and list it anew."""
+    (folder / file).write_bytes(data)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    change_manifest(folder, files=files | {file: hashlib.sha256(data).hexdigest()})
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ class FilesCheck:
     """The program, asked line by line."""
 
     program: Path
+    settings: dict[str, str] = field(default_factory=dict)  # of its environment, besides ours
 
     def ask(self, command: str, lines: list[Any], folder: Path | None = None) -> list[Any]:
         """Return the answer to each line: bytes and texts are sent as such, the rest as JSON."""
         arguments = [str(self.program), command, *([str(folder)] if folder else [])]
         sent = "".join(f"{self._line(line)}\n" for line in lines)
         run = subprocess.run(
-            arguments, input=sent.encode("ascii"), capture_output=True, check=False, timeout=120
-        )
+            arguments, input=sent.encode("ascii"), capture_output=True, check=False, timeout=120,
+            env=os.environ | self.settings,
+        )  # fmt: skip
         assert run.returncode == 0, run.stderr.decode()
         answers = [json.loads(line) for line in run.stdout.decode().split("\n")[:-1]]
         assert len(answers) == len(lines)

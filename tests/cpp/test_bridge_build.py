@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -74,9 +75,12 @@ def test_an_app_finds_the_package_and_draws(
 def cli(bridge_build: Path, mini_engines: Path):
     """Return a function that runs hbsdk-cli on mini's engines."""
 
-    def run(verb: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(verb: str, *arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
         command = [bridge_build / "hbsdk-cli", verb, "--engines", mini_engines, *arguments]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        return subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, check=False,
+            env=os.environ | settings,
+        )  # fmt: skip
 
     return run
 
@@ -130,3 +134,53 @@ def test_the_command_line_says_what_is_wrong(verb, arguments, code, message, cli
     assert done.returncode == code
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("--seed", "7x", "a whole number from 0 to 18446744073709551615, got 7x"),
+        ("--seed", "18446744073709551616", "got 18446744073709551616"),
+        ("--seed", "", "--seed: expected a whole number"),
+        ("--seed", " 7", "got  7"),
+        ("--steps", "1e9", "--steps: expected a whole number"),
+        ("--count", "3000000000", "from 0 to 2147483647, got 3000000000"),
+        ("--guidance-scale", "7.5x", "--guidance-scale: expected a number, got 7.5x"),
+        ("--guidance-scale", "much", "got much"),
+        ("--guidance-scale", "nan", "got nan"),
+        ("--guidance-scale", "1e99", "got 1e99"),
+        ("--guidance-scale", "", "--guidance-scale: expected a number"),
+    ],
+)
+def test_the_command_line_reads_whole_numbers_whole(name, value, message, cli, tmp_path: Path):
+    out = tmp_path / "x.png"
+    done = cli("generate", "--prompt", "a cat", "--out", out, name, value)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not out.exists()
+
+
+def test_more_pictures_than_there_can_be_need_no_memory(cli, tmp_path: Path):
+    done = cli("generate", "--prompt", "a cat", "--out", tmp_path / "x.png", "--count", 2000000000)
+    assert done.returncode == 1
+    assert "num_images: expected a whole number from 1 to 64, got 2000000000" in done.stderr
+
+
+_OLD_LIBRARY = """
+#include <stddef.h>
+#include <stdint.h>
+static const void* get_api(uint32_t version) { (void)version; return NULL; }
+static const char* get_version(void) { return "1.5.0"; }
+static const struct { const void* (*a)(uint32_t); const char* (*b)(void); } base = {
+    get_api, get_version};
+const void* OrtGetApiBase(void) { return &base; }
+"""
+
+
+def test_a_library_that_is_older_than_the_headers_is_told(cli, mini_engines, tmp_path: Path):
+    old = tmp_path / "old.so"
+    command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(old)]
+    subprocess.run(command, input=_OLD_LIBRARY, text=True, check=True)
+    done = cli("generate", "--prompt", "a cat", "--out", tmp_path / "x.png", LD_PRELOAD=str(old))
+    assert done.returncode == 1, done.stderr
+    assert "or newer, as the headers that hbsdk was built with, got 1.5.0" in done.stderr

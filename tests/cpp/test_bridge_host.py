@@ -14,6 +14,7 @@ from hbsdk.backends.engine_math import guidance_matrix
 from hbsdk.engine_spec import Axis, EngineSpec, TensorSpec
 from hbsdk.generate import Canvas, initial_noise
 from hbsdk.image import Photo, make_reference
+from tests.cpp import library as lib
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +156,9 @@ def test_providers_are_chosen(wanted, available, device, use_tensorrt, found, in
 @pytest.mark.parametrize(
     ("available", "device", "use_tensorrt", "message"),
     [
-        (CPU, "cuda", 0, "this ONNX Runtime has none for a GPU"),
-        (CPU, "cpu", 1, f"expected an ONNX Runtime with {TENSORRT}"),
+        (CPU, "cuda", 0, f"the ONNX Runtime that is linked has no provider for a GPU, only {CPU}"),
+        (CPU, "", 1, f"expected an ONNX Runtime with {TENSORRT}"),
+        (f"{TENSORRT} {CPU}", "cpu", 1, "use_tensorrt: expected 0 for the device cpu"),
         (f"{CUDA} {CPU}", "gpu", 0, "expected cpu, cuda, cuda:0"),
         (f"{CUDA} {CPU}", "cuda:x", 0, "expected cpu, cuda, cuda:0"),
     ],
@@ -167,3 +169,51 @@ def test_devices_that_are_not_there_are_refused(
     wanted = f"{CUDA} {CPU}"
     said = internals("providers", wanted, available, device, use_tensorrt, fails=True)
     assert message in said.decode()
+
+
+def test_a_recipe_for_the_cpu_says_so(internals):
+    said = internals("providers", CPU, f"{CUDA} {CPU}", "cuda:1", 0, fails=True).decode()
+    assert f"the engines' recipe does not name CUDAExecutionProvider, only {CPU}" in said
+
+
+@pytest.mark.parametrize(
+    ("device", "failure", "found"),
+    [
+        ("", lib.OK, "tried gpu tried gpu "),
+        ("", lib.RUNTIME, "tried cpu cpu "),  # decided for all networks by the first
+        ("", lib.OUT_OF_MEMORY, None),
+        ("cuda", lib.RUNTIME, None),
+    ],
+)
+def test_a_gpu_that_does_not_work_is_passed_over_unless_asked_for(
+    device, failure, found, internals
+):
+    said = internals("fallback", device, failure, fails=found is None).decode()
+    assert said == (found or f"{failure} the GPU.\n")
+
+
+def test_a_run_within_a_run_is_told_and_not_stuck(internals):
+    said = internals("turns").decode()
+    assert said.startswith("drawing from within on_step: expected another context")
+    assert said.endswith(" in turn")
+    assert "at once" not in said
+
+
+@pytest.mark.parametrize(
+    ("size", "answer"),
+    [(16, "16 1 77 5 2"), (24, "24 1 2 5 6")],  # the older app's last field is left alone
+)
+def test_structures_can_grow(size, answer, internals):
+    assert internals("grown", size).decode() == answer
+
+
+@pytest.mark.parametrize("size", [0, 15, 25])
+def test_structures_that_never_were_are_refused(size, internals):
+    said = internals("grown", size, fails=True).decode()
+    assert f"struct_size of grown: expected 16 to 24, got {size}" in said
+
+
+@pytest.mark.parametrize("factor", [8, 65536, 2**31 - 1])  # the square of 65536 is 0 in 32 bits
+def test_coverage_is_counted_whatever_the_factor(factor, internals):
+    assert b"at least 2 cells" in internals("coverage", 32, factor, fails=True)
+    assert internals("coverage", 32, 1, fails=True).decode().startswith("1 the mask")

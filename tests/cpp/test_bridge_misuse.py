@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import pytest
 
 import hbsdk
 from tests.cpp import library as lib
+from tests.cpp.conftest import change_manifest
 from tests.cpp.library import Bridge, BridgeError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -26,12 +26,6 @@ def refused(status: int, message: str, call, *arguments, **options) -> None:
     with pytest.raises(BridgeError, match=message) as caught:
         call(*arguments, **options)
     assert caught.value.status == status
-
-
-@pytest.fixture
-def copied(mini_engines: Path, tmp_path: Path) -> Path:
-    """Return a copy of the engines that may be changed."""
-    return Path(shutil.copytree(mini_engines, tmp_path / mini_engines.name))
 
 
 def change_byte(path: Path) -> None:
@@ -156,22 +150,15 @@ def test_engines_of_another_bundle_or_runtime_are_refused(
     bridge.close(bridge.open(copied, bundle_folder=mini))
     refused(lib.MISMATCH, "bundle_hash", bridge.open, copied, bundle_folder=tiny_bundle)
     refused(lib.NOT_FOUND, "nothing", bridge.open, copied, bundle_folder=tmp_path / "nothing")
-    from hbsdk.manifest import SEAL, _seal
-
-    path = copied / "manifest.json"
-    data = json.loads(path.read_text()) | {"runtime_version": "1.2.3"}
-    path.write_text(json.dumps(data | {SEAL: _seal(data)}))
+    change_manifest(copied, runtime_version="1.2.3")
     refused(lib.MISMATCH, r"runtime_version .* got 1\.2\.3", bridge.open, copied)
 
 
 def test_folders_of_an_older_hbsdk_are_named_as_such(bridge: Bridge, copied: Path):
-    from hbsdk.manifest import SEAL, _seal
-
     (copied / "bridge.json").unlink()
-    path = copied / "manifest.json"
-    data = json.loads(path.read_text())
-    del data["files"]["bridge.json"]
-    path.write_text(json.dumps(data | {SEAL: _seal(data)}))
+    files = json.loads((copied / "manifest.json").read_text())["files"]
+    del files["bridge.json"]
+    change_manifest(copied, files=files)
     refused(lib.NOT_FOUND, "The engines are of an older hbsdk", bridge.open, copied)
 
 
@@ -228,6 +215,7 @@ def test_bad_ways_to_open_are_refused(threads, bridge: Bridge, mini_engines):
 
 
 def test_devices_that_are_not_here_are_refused(bridge: Bridge, mini_engines):
+    refused(lib.INVALID_ARGUMENT, "expected cpu, cuda", bridge.open, mini_engines, device="gpu")
     refused(lib.INVALID_ARGUMENT, "device", bridge.open, mini_engines, device="cuda")
     refused(lib.INVALID_ARGUMENT, "use_tensorrt", bridge.open, mini_engines, use_tensorrt=1)
 
@@ -263,7 +251,8 @@ def test_another_thread_can_stop_a_run(ended_by, bridge: Bridge, mini_engines):
     other = threading.Thread(target=stop)
     other.start()
     callback = lib.PROGRESS(on_step)
-    refused(lib.CANCELLED, "stop after 1", bridge.generate, context, "a cat", on_step=callback)
+    refused(lib.CANCELLED, "seen after 1 of 20 steps", bridge.generate, context, "a cat",
+            on_step=callback)  # fmt: skip
     other.join()
     assert seen == [1]
     if ended_by == "hbsdk_cancel":  # what begins later is not stopped
@@ -271,6 +260,52 @@ def test_another_thread_can_stop_a_run(ended_by, bridge: Bridge, mini_engines):
         bridge.close(context)
     else:
         refused(lib.INVALID_ARGUMENT, "freed", bridge.generate, context, "a cat")
+
+
+@pytest.mark.parametrize("ended_by", ["hbsdk_cancel", "hbsdk_close"])
+def test_a_request_to_stop_at_the_last_step_is_heeded(ended_by, bridge: Bridge, mini_engines):
+    """What follows is loading and running the decoder: neither begins."""
+    context = bridge.open(mini_engines)
+    stop = lib.PROGRESS(lambda *_: getattr(bridge.c, ended_by)(context))
+    refused(lib.CANCELLED, "seen after 1 of 1 steps", bridge.generate, context, "a cat",
+            num_inference_steps=1, on_step=stop)  # fmt: skip
+    bridge.close(context if ended_by == "hbsdk_cancel" else None)
+
+
+@pytest.mark.parametrize("low_memory", [0, 1])
+def test_low_memory_releases_what_a_stopped_run_had_loaded(
+    low_memory, bridge: Bridge, copied: Path
+):
+    """A network that is still loaded is not read again, so that its damaged file goes unseen."""
+    context = bridge.open(copied, low_memory=low_memory)
+    stops = lib.PROGRESS(lambda *_: 1)
+    refused(lib.CANCELLED, "stop after 1", bridge.generate, context, "a cat", on_step=stops)
+    change_byte(copied / "unet" / "model.onnx_data")
+    if low_memory:
+        refused(lib.DAMAGED, "model.onnx_data was changed", bridge.generate, context, "a cat")
+    else:
+        bridge.generate(context, "a cat", num_inference_steps=1)
+    bridge.close(context)
+
+
+def test_files_are_written_under_a_subjects_name(bridge: Bridge, subject_file, tmp_path: Path):
+    subject = bridge.load(subject_file)
+    bridge.save(subject, tmp_path)  # into a folder, under its own name
+    bridge.save(subject, tmp_path / "fox-2.safetensors")
+    names = ["cat.safetensors", "fox-2.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for name in ("My Fox.safetensors", "fox.bin", "con.safetensors", "-fox.safetensors"):
+        refused(lib.INVALID_ARGUMENT, "expected", bridge.save, subject, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_text_after_75_tokens_is_left_out(bridge: Bridge, context):
+    options = {"num_inference_steps": 1, "seed": 4}
+    long = "a picture of a cat " + "so " * 70
+    want = bridge.generate(context, long, **options)
+    np.testing.assert_array_equal(bridge.generate(context, long + "blue dog", **options), want)
+    other = bridge.generate(context, "blue dog " + long, **options)
+    assert not np.array_equal(other, want)
 
 
 def test_time_is_accounted_for(bridge: Bridge, mini_engines):
@@ -282,6 +317,11 @@ def test_time_is_accounted_for(bridge: Bridge, mini_engines):
     assert stats.graphs_ms + stats.loading_ms <= stats.total_ms
     bridge.generate(context, "a cat", num_inference_steps=2, stats=ctypes.pointer(stats))
     assert stats.loading_ms == 0
+    never = lib.PROGRESS(lambda *_: 1)
+    refused(lib.CANCELLED, "stop after 1", bridge.generate, context, "a cat", on_step=never,
+            stats=ctypes.pointer(stats))  # fmt: skip
+    assert (stats.total_ms, stats.graphs_ms, stats.loading_ms) == (0, 0, 0)
+    assert stats.struct_size == ctypes.sizeof(lib.Stats)
     bridge.close(context)
 
 

@@ -8,11 +8,19 @@
 //   test-internals guidance PICTURES SCALE GUIDED -> float32
 //   test-internals batches LEAST MOST COUNT       -> text, "0-3 3-5"
 //   test-internals providers WANTED AVAILABLE DEVICE USE_TENSORRT -> text, "NAME NAME 0"
+//   test-internals fallback DEVICE FAILURE -> text, what two networks are loaded on where a GPU
+//   fails test-internals turns                   -> text, what a run from within a run is told
+//   test-internals grown SIZE              -> text, fields of a structure that has grown
+//   test-internals coverage SIZE FACTOR    -> nothing, or what is told of a mask of one pixel
+#include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <iostream>
 #include <iterator>
+#include <mutex>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "error.hpp"
@@ -20,8 +28,20 @@
 #include "image.hpp"
 #include "noise.hpp"
 #include "onnxruntime_providers.hpp"
+#include "params.hpp"
 #include "resample.hpp"
 #include "tensor.hpp"
+#include "turns.hpp"
+
+// A structure whose last field came later: apps of both headers pass their own size.
+struct Grown {
+    std::size_t struct_size;
+    std::int64_t first;
+    std::int64_t added;
+};
+
+template <>
+inline constexpr std::size_t hbsdk::first_size<Grown> = 2 * sizeof(std::int64_t);
 
 namespace {
 
@@ -84,6 +104,62 @@ void providers(const Texts& a) {
     std::cout << found.gpu;
 }
 
+// Loads two networks where the GPU fails with a status, or not at all (0).
+void fallback(const Texts& a) {
+    const std::string gpu = "CUDAExecutionProvider";
+    hbsdk::ProviderChoice choice(hbsdk::choose_providers({gpu}, {gpu}, a.at(1), false));
+    const auto failure = static_cast<hbsdk::Status>(std::stoi(a.at(2)));
+    for (int network = 0; network < 2; ++network) {
+        std::cout << choice.with([&](const hbsdk::Providers& providers) -> std::string {
+            if (providers.on_gpu.empty()) return "cpu ";
+            std::cout << "tried ";
+            if (failure != hbsdk::Status::ok) throw hbsdk::Error(failure, "the GPU");
+            return "gpu ";
+        });
+    }
+}
+
+void turns() {
+    hbsdk::Turns turns;
+    const std::lock_guard<hbsdk::Turns> run(turns);
+    std::atomic<bool> had_a_turn{false};
+    std::thread other([&] {
+        const std::lock_guard<hbsdk::Turns> later(turns);
+        had_a_turn = true;
+    });
+    try {
+        const std::lock_guard<hbsdk::Turns> within(turns);
+    } catch (const hbsdk::Error& error) {
+        std::cout << error.what() << (had_a_turn ? " both at once" : "");
+    }
+    turns.unlock();
+    other.join();
+    turns.lock();  // again by this thread: it had been let go
+    std::cout << (had_a_turn ? " in turn" : "");
+}
+
+void grown(const Texts& a) {
+    const auto size = static_cast<std::size_t>(std::stoull(a.at(1)));
+    const Grown defaults{0, 1, 2};
+    Grown given{77, 77, 77};
+    hbsdk::write_params("grown", &given, size, defaults);
+    std::cout << given.struct_size << ' ' << given.first << ' ' << given.added << ' ';
+    given = {size, 5, 6};
+    const Grown read = hbsdk::read_params("grown", &given, defaults);
+    std::cout << read.first << ' ' << read.added;
+}
+
+// A mask of one pixel in the corner, and a factor of any size.
+void coverage(const Texts& a) {
+    const int size = std::stoi(a.at(1));
+    const auto area = static_cast<std::size_t>(size) * static_cast<std::size_t>(size);
+    const std::vector<std::uint8_t> photo(3 * area);
+    std::vector<std::uint8_t> mask(area);
+    mask[0] = 255;
+    hbsdk::make_reference({photo.data(), size, size, 3}, {mask.data(), size, size, 1}, size,
+                          std::stoi(a.at(2)));
+}
+
 void run(const Texts& a) {
     const std::string& verb = a.at(0);
     if (verb == "noise") {
@@ -104,6 +180,14 @@ void run(const Texts& a) {
         batches(a);
     } else if (verb == "providers") {
         providers(a);
+    } else if (verb == "fallback") {
+        fallback(a);
+    } else if (verb == "turns") {
+        turns();
+    } else if (verb == "grown") {
+        grown(a);
+    } else if (verb == "coverage") {
+        coverage(a);
     } else {
         throw hbsdk::Error(hbsdk::Status::invalid_argument, "verb", "a known one", verb);
     }
