@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -22,8 +21,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from hbsdk.bench.answer import psnr_db
 from hbsdk.bench.machine import describe
 from hbsdk.bench.report import write_whole
+from hbsdk.bench.summary import summary
 
 PROMPT = "a picture of a cat in the snow"
 
@@ -69,35 +70,36 @@ def commands(arguments: argparse.Namespace, folder: Path) -> dict[str, list[str]
     return {"cpp": cpp, "python": python}
 
 
-def psnr_db(folder: Path) -> float:
-    """Compare the two pictures."""
+def middle(values: list[float], digits: int) -> dict[str, float]:
+    """Return median and 95th percentile, rounded."""
+    found = summary(values)
+    return {"median": round(found["median_s"], digits), "p95": round(found["p95_s"], digits)}
+
+
+def compare(folder: Path) -> dict[str, float | None]:
+    """Compare the two pictures; as a control, one with its own mirror image."""
     from PIL import Image
 
-    one, other = (
-        np.asarray(Image.open(folder / f"{name}.png"), np.float64) for name in ("cpp", "python")
+    cpp, python = (
+        np.asarray(Image.open(folder / f"{name}.png"), np.float64) / 255.0
+        for name in ("cpp", "python")
     )
-    error = np.square(one - other).mean()
-    return 120.0 if error == 0 else round(float(10 * np.log10(255**2 / error)), 1)
-
-
-def summary(values: list[float], digits: int) -> dict[str, float]:
-    """Return median and 95th percentile."""
     return {
-        "median": round(statistics.median(values), digits),
-        "p95": round(float(np.percentile(values, 95)), digits),
+        "psnr_db": psnr_db(cpp, python),
+        "psnr_db_mirrored_as_control": psnr_db(python[:, ::-1], python),
     }
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run both in turns; the first of each only warms the disk's cache."""
+    """Run both in turns, every other round the other way; the first only warms the disk's cache."""
     seconds: dict[str, list[float]] = {"cpp": [], "python": []}
     memory_mb: dict[str, list[float]] = {"cpp": [], "python": []}
     shares, stats = [], []
     with TemporaryDirectory() as name:
         both = commands(arguments, Path(name))
         for repeat in tqdm(range(arguments.repeats + 1), disable=arguments.quiet):
-            for side, command in both.items():
-                printed, spent, peak = run(command)
+            for side in ("cpp", "python") if repeat % 2 == 0 else ("python", "cpp"):
+                printed, spent, peak = run(both[side])
                 if repeat == 0:
                     continue
                 seconds[side].append(spent)
@@ -107,13 +109,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     one = stats[-1]
                     drawing_ms = one["total_ms"] - one["loading_ms"]
                     shares.append(1.0 - one["graphs_ms"] / drawing_ms)
-        quality = psnr_db(Path(name))
+        quality = compare(Path(name))
     return {
-        "start_to_picture_s": {side: summary(values, 4) for side, values in seconds.items()},
-        "peak_memory_mb": {side: summary(values, 1) for side, values in memory_mb.items()},
-        "cpp_host_share_of_drawing": summary(shares, 5),
-        "cpp_ms": {key: summary([one[key] for one in stats], 2) for key in stats[0]},
-        "psnr_db": quality,
+        "start_to_picture_s": {side: middle(values, 4) for side, values in seconds.items()},
+        "peak_memory_mb": {side: middle(values, 1) for side, values in memory_mb.items()},
+        "cpp_host_share_of_drawing": middle(shares, 5),
+        "cpp_ms": {key: middle([one[key] for one in stats], 2) for key in stats[0]},
+        **quality,
         "runs": {"start_to_picture_s": seconds, "peak_memory_mb": memory_mb},
     }
 

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hbsdk.bench.arguments import run
+from hbsdk.bench.machine import code_digest, digest
 from hbsdk.bench.report import Report
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import default_root
@@ -106,6 +107,11 @@ def measure_all(arguments: argparse.Namespace) -> Report:
     bundle = Bundle.open()
     report = Report(arguments.out, "footprint", {}, {"name": bundle.info.name, "hash": bundle.hash})
     for name in ENVIRONMENTS:
+        settings = {"install": ENVIRONMENTS[name], "engines": str(arguments.engines.resolve())}
+        key = {"settings": digest([settings, _PROGRAM]), "code": code_digest()}
+        dropped = report.begin(name, key)
+        if dropped:
+            print(dropped, file=sys.stderr)
         if report.turns(name) < arguments.runs:
             with TemporaryDirectory() as folder:
                 try:

@@ -5,30 +5,40 @@
         --peer-python diffusers=/venv/bin/python --out FILE
     python benchmarks/generate.py --case torch,dtype=bfloat16 \
         --case "fast=onnxruntime,speed=fast" --out FILE
+    python benchmarks/generate.py --guided-step --bundle DIR --one-at-a-time --out FILE
 
 Every peer has the same weights, the same prompt embeddings and noise, the same sampler and steps,
 in a virtual environment of its own from its requirements file in benchmarks/peers. hbsdk's own
 time also holds tokenizing and encoding the prompt. Pictures are compared with the first case's.
-`host_share` is the share of our time outside of the networks.
+`host_share` is the share of our time outside of the networks, the median of all runs.
+
+With `--guided-step` no picture is drawn: each run takes two steps (`--steps` says otherwise), of
+which all but the first count, and latents are compared. Without it, a picture is timed, and all of
+its steps but the first.
+
+Exits with 1 if a case failed. Peers that are not asked for by name and cannot run here are no
+failure: their rows say why.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hbsdk.backends.choose import candidates
 from hbsdk.bench.answer import work_folder
 from hbsdk.bench.arguments import parser_of, run, setup_of
-from hbsdk.bench.cases import least_of_generation
+from hbsdk.bench.cases import built, least_of_generation
+from hbsdk.bench.machine import code_digest, digest
 from hbsdk.bench.process import Case, CaseError, Worker
 from hbsdk.bench.questions import Setup, ask_generate, drawing_prompt
-from hbsdk.bench.room import generation_need
+from hbsdk.bench.report import Report
+from hbsdk.bench.room import TO_DRAW, engines_need, generation_need
 from hbsdk.bundle import Bundle
-from hbsdk.options import GenerateOptions
 from hbsdk.runtimes import compute_capability
 
 PEERS = Path(__file__).parent / "peers"
@@ -106,19 +116,20 @@ CATALOGUE: Mapping[str, Peer] = {
 
 
 def peer_case(
-    name: str, bundle: Bundle, common: Mapping[str, Any], folder: Path, where: Interpreters
-) -> Case:
+    name: str, bundle: Bundle, common: Mapping[str, Any], options: Mapping[str, Any],
+    where: Interpreters,
+) -> Case:  # fmt: skip
     """Return a peer as a case; where it cannot run, the case says why.
 
     Args:
         name: in the catalogue.
         bundle: what it draws with.
         common: settings of all peers.
-        folder: for its picture.
+        options: what all cases draw with.
         where: what runs it.
     """
     peer = CATALOGUE[name]
-    settings = {**common, **peer.settings, "picture": str(folder / f"{name}.npy")}
+    settings = {**common, **peer.settings}
     problem, python = None, sys.executable
     if peer.needs_gpu and compute_capability() is None:
         problem = "no GPU"
@@ -130,13 +141,17 @@ def peer_case(
         except (RuntimeError, OSError) as error:
             problem = str(error)
     dtype = settings.get("dtype", "float32")
-    options = {"num_inference_steps": settings["steps"]}
-    least, peak = least_of_generation(bundle, options, dtype)
+    least, peak = least_of_generation(bundle, options, dtype, with_text=False)
+    need = generation_need(bundle, dtype, peak, ("unet", "vae"))
+    if peer.needs_engines and settings.get("engines") is not None:
+        # optimum loads the text encoder with the others; OpenVINO's script does not.
+        loaded = TO_DRAW if peer.task == "Optimum" else ("unet", "vae_decoder")
+        need = engines_need(Path(settings["engines"]), peak, loaded)
     if peer.task == "OpenVino" and peer.settings["precision"] is None:
         least = {}  # which precision that is, OpenVINO decides: its row says it
     return Case(
         name, str(PEERS / peer.script), peer.task, settings, python=python, problem=problem,
-        need_bytes=generation_need(bundle, dtype, peak),
+        need_bytes=need,
         notes={"settings": dict(peer.settings), "dtype": dtype, "least": least},
     )  # fmt: skip
 
@@ -149,22 +164,44 @@ def peers_of(setup: Setup, names: list[str], where: Interpreters) -> list[Case]:
     """
     if not names:
         return []
-    bundle, folder = Bundle.open(setup.source), work_folder(setup.output)
-    steps = setup.steps or GenerateOptions().num_inference_steps
-    inputs = folder / "inputs.npz"
-    if not inputs.exists():
-        wanted = {
-            "bundle": setup.source, "prompt": drawing_prompt(bundle), "inputs": str(inputs),
-            "options": {"num_inference_steps": steps, "seed": 0},
-        }  # fmt: skip
-        Worker(Case("inputs", "hbsdk.bench.tasks", "Inputs", wanted)).close()
+    bundle, options = Bundle.open(setup.source), setup.drawing_options()
     usable = [one for one in candidates(bundle, setup.engines) if one.folder is not None]
-    engines = next((str(one.path) for one in usable if one.engine == "onnxruntime"), None)
+    engines = next((one.folder for one in usable if one.engine == "onnxruntime"), None)
     common = {
-        "bundle": str(bundle.folder), "engines": engines, "inputs": str(inputs), "steps": steps,
+        "bundle": str(bundle.folder), "engines": None if engines is None else str(engines.folder),
+        "built": built(engines),
+        "inputs": str(write_inputs(setup, bundle, options)),
+        "steps": options["num_inference_steps"], "guided_step": setup.guided_step,
         "device": setup.device,
     }  # fmt: skip
-    return [peer_case(name, bundle, common, folder, where) for name in names]
+    return [peer_case(name, bundle, common, options, where) for name in names]
+
+
+def write_inputs(setup: Setup, bundle: Bundle, options: Mapping[str, Any]) -> Path:
+    """Write noise, states and the table of steps, unless they are there; return the file.
+
+    Its name tells what is in it: what was written for other settings or by other code stays unused.
+    """
+    wanted = {"bundle": setup.source, "prompt": drawing_prompt(bundle), "options": dict(options)}
+    told = digest([wanted, bundle.hash, code_digest()])
+    path = work_folder(setup.output) / f"inputs-{told}.npz"
+    if not path.exists():
+        settings = {**wanted, "inputs": str(path)}
+        Worker(Case("inputs", "hbsdk.bench.tasks", "Inputs", settings)).close()
+    return path
+
+
+def asked_peers(arguments: argparse.Namespace, setup: Setup) -> list[Case]:
+    """Return the peers that the arguments name; by default all, which then need not run here.
+
+    Raises:
+        CaseError: what they start from cannot be written.
+    """
+    given = dict(pair.split("=", 1) for pair in arguments.peer_python)
+    where = Interpreters(given, arguments.environments)
+    if arguments.peer:
+        return peers_of(setup, [name for name in arguments.peer if name != "none"], where)
+    return [replace(one, optional=True) for one in peers_of(setup, list(CATALOGUE), where)]
 
 
 def main() -> int:
@@ -178,16 +215,25 @@ def main() -> int:
         "--peer-python", action="append", default=[], metavar="NAME=PYTHON",
         help="an interpreter that has diffusers, optimum or openvino",
     )  # fmt: skip
+    parser.add_argument("--guided-step", action="store_true", help="one step alone, no picture")
+    parser.add_argument("--height", type=int, help="px, of every case and peer")
+    parser.add_argument("--width", type=int, help="px, as well")
     arguments = parser.parse_args()
-    setup = setup_of(arguments)
-    names = [name for name in arguments.peer or CATALOGUE if name != "none"]
-    given = dict(pair.split("=", 1) for pair in arguments.peer_python)
+    if any("=" not in pair for pair in arguments.peer_python):
+        parser.error("--peer-python: expected NAME=PYTHON")
+    setup = replace(
+        setup_of(arguments), guided_step=arguments.guided_step, height=arguments.height,
+        width=arguments.width,
+    )  # fmt: skip
+
+    def ask() -> Report:
+        return ask_generate(setup, asked_peers(arguments, setup))
+
     try:
-        peers = peers_of(setup, names, Interpreters(given, arguments.environments))
+        return run(ask)
     except CaseError as error:
         print(f"error: what the peers start from cannot be written: {error}", file=sys.stderr)
         return 2
-    return run(lambda: ask_generate(setup, peers), lambda _: [])
 
 
 if __name__ == "__main__":

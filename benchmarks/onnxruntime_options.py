@@ -32,6 +32,7 @@ import onnxruntime as ort
 
 import hbsdk
 from hbsdk.backends.onnxruntime import OnnxRuntimeBackend, check_interface
+from hbsdk.bench.answer import psnr_db
 from hbsdk.engine_folder import EngineFolder, default_root
 from hbsdk.generate import canvas_of, denoise, starting_noise, text_states
 from hbsdk.options import GenerateOptions
@@ -166,12 +167,6 @@ def summary(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
         "p95_ms": round(float(np.percentile(every, 95)), 2),
         "round_medians_ms": [round(float(np.median(one)), 2) for one in rounds],
     }
-
-
-def psnr_db(picture: npt.NDArray[np.float32], oracle: npt.NDArray[np.float32]) -> float:
-    """Compare two pictures in 0..1; equal ones are 120 dB."""
-    error = float(np.mean((picture.astype(np.float64) - oracle) ** 2))
-    return round(float(-10.0 * np.log10(max(error, 1e-12))), 1)
 
 
 def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-from inputs import read_inputs, timed_picture, versions_of
+from inputs import read_inputs, save_once, timed_picture, versions_of
 
 
 class Diffusers:
@@ -20,6 +19,7 @@ class Diffusers:
         self.settings = settings
         arrays = read_inputs(settings["inputs"])
         self.settings["guidance_scale"] = float(arrays["guidance_scale"])
+        self.settings["pixels_a_cell"] = int(arrays["pixels_a_cell"])
         device = settings.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, settings["dtype"])
         names = ("latents", "prompt_embeds", "negative_prompt_embeds")
@@ -42,6 +42,5 @@ class Diffusers:
     def run(self) -> dict[str, Any]:
         """Draw once."""
         samples, picture = timed_picture(self.pipeline, self.settings, self.inputs)
-        if self.settings.get("picture"):
-            np.save(self.settings.pop("picture"), picture)
+        save_once(self.settings, picture)
         return {"samples": samples}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from inputs import read_inputs, timed_picture, versions_of
+from inputs import read_inputs, save_once, timed_picture, versions_of
 from optimum.onnxruntime import ORTStableDiffusionPipeline
 
 
@@ -23,6 +22,7 @@ class Optimum:
         self.settings = settings
         arrays = read_inputs(settings["inputs"])
         self.settings["guidance_scale"] = float(arrays["guidance_scale"])
+        self.settings["pixels_a_cell"] = int(arrays["pixels_a_cell"])
         names = ("latents", "prompt_embeds", "negative_prompt_embeds")
         self.inputs = {name: torch.from_numpy(arrays[name]) for name in names}
         self.pipeline = ORTStableDiffusionPipeline.from_pretrained(
@@ -36,6 +36,5 @@ class Optimum:
     def run(self) -> dict[str, Any]:
         """Draw once."""
         samples, picture = timed_picture(self.pipeline, self.settings, self.inputs)
-        if self.settings.get("picture"):
-            np.save(self.settings.pop("picture"), picture)
+        save_once(self.settings, picture)
         return {"samples": samples}

@@ -28,6 +28,13 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--engines", type=Path, help="an engine folder, or a folder of them")
     parser.add_argument("--device", help="as torch names it")
     parser.add_argument("--repeats", type=int, default=5, help="runs that count, after one more")
+    parser.add_argument(
+        "--without-warm-up", action="store_true", help="a process's first run counts too"
+    )
+    parser.add_argument(
+        "--runs-a-turn", type=int, default=1, metavar="N",
+        help="runs of a case before the next one's turn; 1. More spare loading what is large",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, help="of drawing, or of refinement")
     parser.add_argument("--one-at-a-time", action="store_true", help="one process at a time")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -35,11 +42,20 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 
 
 def setup_of(arguments: argparse.Namespace) -> Setup:
-    """Return what the arguments say."""
+    """Return what the arguments say.
+
+    Raises:
+        SystemExit: one is out of its range; argparse's way to say so.
+    """
+    for name in ("repeats", "runs_a_turn", "steps"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise SystemExit(f"error: --{name.replace('_', '-')}: expected at least 1")
     return Setup(
         source=arguments.bundle, output=arguments.out, cases=tuple(arguments.case),
         engines=arguments.engines, device=arguments.device, repeats=arguments.repeats,
         steps=arguments.steps, one_at_a_time=arguments.one_at_a_time,
+        warm_up=not arguments.without_warm_up, runs_a_turn=arguments.runs_a_turn,
         progress=not arguments.quiet,
     )  # fmt: skip
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hbsdk.backends.choose import candidates
-from hbsdk.bench.machine import memory_bytes
+from hbsdk.backends.choose import candidates, choose
+from hbsdk.bench.machine import files_digest, memory_bytes
 from hbsdk.bench.process import Case
 from hbsdk.bench.room import (
+    TO_DRAW,
     engines_need,
     generation_need,
     refinement_need,
     weights_bytes,
     without_room,
 )
+from hbsdk.bench.tasks import REFINEMENT_STEP, is_exact, whole_refinement
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder
-from hbsdk.errors import OptionError
+from hbsdk.errors import HbsdkError, OptionError
 from hbsdk.options import GenerateOptions, PersonalizeOptions
 
 _TASKS = "hbsdk.bench.tasks"
@@ -73,10 +75,10 @@ def _value(text: str) -> Any:
 
 def usable_engines(bundle: Bundle, engines: Path | None = None) -> list[Asked]:
     """Return a case for each engine that can run here, the fastest first; on CPUs torch twice."""
-    found = []
+    found: list[Asked] = []
     for one in candidates(bundle, engines):
-        if one.problem is not None:
-            continue
+        if one.problem is not None or one.engine in [other.name for other in found]:
+            continue  # of several engine folders, a session takes the first
         if one.engine != "torch":
             found.append(Asked(one.engine, {"engine": one.engine, "engines": str(one.path)}))
             continue
@@ -92,7 +94,7 @@ def generate_case(
     options: Mapping[str, Any],
     *,
     prompt: str,
-    picture: Path | None = None,
+    guided_step: bool = False,
 ) -> Case:
     """Return a case that draws one picture with hbsdk.
 
@@ -102,21 +104,22 @@ def generate_case(
         asked: engine and options.
         options: of all cases; the case's own come first.
         prompt: text.
-        picture: the .npy to write the first picture to.
+        guided_step: measure one guided step alone, and no picture.
     """
     chosen = {**options, **asked.options}
     problem = _fault(GenerateOptions, chosen)
-    dtype, folder = _precision(bundle, asked)
+    if guided_step and problem is None and not is_exact(chosen):
+        problem = "its options leave work out, so that no step is like the others: draw pictures"
+    dtype, folder = _precision(bundle, asked.session)
     least, peak = least_of_generation(bundle, chosen, dtype)
-    if folder is None:
-        need = generation_need(bundle, dtype, peak)
-    else:
-        need = engines_need(folder.folder, peak)
+    need = generation_need(bundle, dtype, peak)
+    if folder is not None:
+        need = engines_need(folder.folder, peak, TO_DRAW)
     return Case(
         asked.name, _TASKS, "Generate",
         {
             "bundle": source, **asked.session, "options": chosen, "prompt": prompt,
-            "picture": None if picture is None else str(picture),
+            "guided_step": guided_step, "built": built(folder),
         },
         need_bytes=need, problem=problem,
         notes={
@@ -132,18 +135,20 @@ def personalize_case(
     """Return a case that personalizes one photo with hbsdk; as `generate_case`."""
     chosen = {**options, **asked.options}
     problem = _fault(PersonalizeOptions, chosen)
-    dtype, _ = _precision(bundle, asked)
+    dtype, folder = _precision(bundle, asked.session)
     need, remedy, least = weights_bytes(bundle, dtype), "", {}
     if problem is None:
         settled = PersonalizeOptions(**chosen)
         if settled.steps and find_spec("torch") is not None:
-            need = refinement_need(bundle, settled, dtype)
+            dtype = torch_dtype(bundle, asked.session)  # whatever runs the probe
+            need = refinement_need(bundle, settled, dtype, memory=asked.session.get("memory"))
             least = _least_of_refinement(bundle, settled, dtype)
             room = memory_bytes()
             if room is not None and need > room:
                 remedy = without_room(bundle, settled, dtype, room)
     return Case(
-        asked.name, _TASKS, "Personalize", {"bundle": source, **asked.session, "options": chosen},
+        asked.name, _TASKS, "Personalize",
+        {"bundle": source, **asked.session, "options": chosen, "built": built(folder)},
         need_bytes=need, problem=problem,
         notes={
             "settings": {**asked.session, "options": dict(asked.options)}, "dtype": dtype,
@@ -161,27 +166,44 @@ def _fault(kind: Any, options: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _precision(bundle: Bundle, asked: Asked) -> tuple[str, EngineFolder | None]:
-    """Return the dtype of the products, and the engine folder if there is one."""
-    engine, folder = asked.session.get("engine", "auto"), asked.session.get("engines")
-    if engine != "torch":
-        for one in candidates(bundle, None if folder is None else Path(folder)):
-            if engine in ("auto", one.engine) and one.problem is None and one.folder is not None:
-                return one.folder.manifest.precision.get("unet", "float32"), one.folder
-    dtype = asked.session.get("dtype", "auto")
-    if dtype != "auto":
-        return dtype, None
-    small = weights_bytes(bundle, "float32", ("unet",)) < _SMALL_BYTES
-    return ("float32" if small else "bfloat16"), None
+def _precision(bundle: Bundle, session: Mapping[str, Any]) -> tuple[str, EngineFolder | None]:
+    """Return the dtype of the UNet's products, and the engine folder that a session would take."""
+    folder = session.get("engines")
+    try:
+        chosen = choose(
+            bundle, session.get("engine", "auto"), None if folder is None else Path(folder),
+            session.get("device"),
+        )  # fmt: skip
+        if chosen.folder is not None:
+            return chosen.folder.manifest.precision.get("unet", "float32"), chosen.folder
+        return torch_dtype(bundle, session), None
+    except HbsdkError:
+        return "float32", None  # such a session does not open: its row says why
 
 
-# Options that change how much is drawn, not how much of the method's work is done for it.
-_EXACT = {"num_inference_steps", "num_images_per_prompt", "height", "width", "seed", "output_type"}
-_SMALL_BYTES = 400_000_000  # below, the torch backend takes float32 on CPUs
+def built(engines: EngineFolder | None) -> str | None:
+    """Return a name for what engines are, which changes when they are built anew."""
+    return None if engines is None else files_digest([engines.folder / "manifest.json"])
+
+
+def torch_dtype(bundle: Bundle, session: Mapping[str, Any]) -> str:
+    """Return the precision that the torch backend takes with a session's dtype and device.
+
+    Raises:
+        OptionError: there is no such precision, or no such device here.
+    """
+    if find_spec("torch") is None:
+        return "float32"
+    from hbsdk.backends.torch import TorchBackend
+
+    backend = TorchBackend(
+        bundle, device=session.get("device"), dtype=session.get("dtype", "auto")
+    )  # loads nothing
+    return str(backend.dtype).removeprefix("torch.")
 
 
 def least_of_generation(
-    bundle: Bundle, options: Mapping[str, Any], dtype: str
+    bundle: Bundle, options: Mapping[str, Any], dtype: str, *, with_text: bool = True
 ) -> tuple[dict[str, Any], int]:
     """Return operations and weight bytes of what is measured, and the largest part's memory.
 
@@ -189,6 +211,7 @@ def least_of_generation(
         bundle: says the sizes.
         options: of `GenerateOptions`, by name.
         dtype: of the products.
+        with_text: a picture's time holds encoding the prompt.
 
     Returns:
         What is measured -> its parts, for `Case.notes["least"]`, nothing without torch; and bytes.
@@ -197,8 +220,9 @@ def least_of_generation(
         return {}, 0
     from hbsdk.bench.counting import count_generation
 
+    pictures = options.get("num_images_per_prompt", 1)
     parts = count_generation(
-        bundle, pictures=options.get("num_images_per_prompt", 1), side_px=options.get("width"),
+        bundle, pictures=pictures, height_px=options.get("height"), width_px=options.get("width"),
         dtype=dtype,
     )  # fmt: skip
     steps = options.get("num_inference_steps", GenerateOptions().num_inference_steps)
@@ -211,16 +235,12 @@ def least_of_generation(
             "bytes": part.weight_bytes, "dtype": kind,
         }  # fmt: skip
 
-    pictures = options.get("num_images_per_prompt", 1)
-    least = {
-        "guided step": [row("guided_step", 1)],
-        f"picture of {steps} steps": [
-            row("text_encoder", 1), row("guided_step", steps), row("decode", pictures)
-        ],
-    }  # fmt: skip
-    if not _EXACT.issuperset(options):
-        least = {}  # options that leave work out have no limit that is known here
-    return least, max(part.peak_bytes for part in parts.values())
+    picture = [row("guided_step", steps), row("decode", pictures)]
+    if with_text:
+        picture.insert(0, row("text_encoder", 1))
+    least = {"guided step": [row("guided_step", 1)], f"picture of {steps} steps": picture}
+    # Options that leave work out have no limit that is known here.
+    return least if is_exact(options) else {}, max(part.peak_bytes for part in parts.values())
 
 
 def _least_of_refinement(bundle: Bundle, options: PersonalizeOptions, dtype: str) -> dict[str, Any]:
@@ -228,14 +248,12 @@ def _least_of_refinement(bundle: Bundle, options: PersonalizeOptions, dtype: str
 
     part = count_refinement(bundle, options, dtype=dtype)
     at_once = min(options.micro_batch_size, options.timesteps_per_step)
-    times = options.steps * options.timesteps_per_step / at_once
-    row = {
-        "part": "loss, forward and backward", "times": times, "operations": part.operations,
-        "bytes": 2 * part.weight_bytes, "dtype": dtype,
-    }  # fmt: skip
-    return {f"probe and {options.steps} steps": [row], f"{options.steps} steps": [row]}
 
+    def row(steps: int) -> dict[str, Any]:
+        return {
+            "part": "loss, forward and backward",
+            "times": steps * options.timesteps_per_step / at_once, "operations": part.operations,
+            "bytes": 2 * part.weight_bytes, "dtype": dtype,
+        }  # fmt: skip
 
-def torch_cases(dtypes: Sequence[str]) -> list[Asked]:
-    """Return a case of torch for each precision."""
-    return [Asked(f"torch {name}", {"engine": "torch", "dtype": name}) for name in dtypes]
+    return {REFINEMENT_STEP: [row(1)], whole_refinement(options.steps): [row(options.steps)]}

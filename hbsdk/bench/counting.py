@@ -22,7 +22,7 @@ from hbsdk.network_sizes import network_sizes
 from hbsdk.objective import Denoiser, NoisyBatch, ObjectiveWeights, objective
 from hbsdk.options import PersonalizeOptions
 from hbsdk.training.random_bundle import same_size
-from hbsdk.training.rehearsal import _LiveBytes as LiveBytes
+from hbsdk.training.rehearsal import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -37,34 +37,31 @@ class Part:
     weight_bytes: int
     peak_bytes: int
 
-    def seconds(self, rates: Mapping[str, float], dtype: str) -> float | None:
-        """Return the least time at measured rates; None where they were not measured.
-
-        Args:
-            rates: operations a second by dtype, and "copy", bytes a second.
-            dtype: of the products.
-        """
-        if dtype not in rates or "copy" not in rates:
-            return None
-        return max(self.operations / rates[dtype], self.weight_bytes / rates["copy"])
-
 
 @cache  # several cases ask for the same
 def count_generation(
-    bundle: Bundle, *, pictures: int = 1, side_px: int | None = None, dtype: str = "float32"
+    bundle: Bundle,
+    *,
+    pictures: int = 1,
+    height_px: int | None = None,
+    width_px: int | None = None,
+    dtype: str = "float32",
 ) -> Mapping[str, Part]:
     """Count the text encoder, one guided step of the UNet, and the VAE's decoder.
 
     Args:
         bundle: says the sizes; its weights are not read.
         pictures: at once.
-        side_px: of the square pictures; None is the bundle's own.
+        height_px: of the pictures; None is the bundle's own.
+        width_px: as well.
         dtype: of the networks.
     """
     sizes = network_sizes(bundle)
-    side = (side_px or sizes.image_size_px) // sizes.vae_scale_factor
+    height, width = (
+        (side or sizes.image_size_px) // sizes.vae_scale_factor for side in (height_px, width_px)
+    )
     kind: torch.dtype = getattr(torch, dtype)
-    noise = (sizes.latent_channels, side, side)
+    noise = (sizes.latent_channels, height, width)
 
     def text(network: Any) -> None:
         network(torch.zeros(2, sizes.text_tokens, dtype=torch.long))

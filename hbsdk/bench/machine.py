@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -100,3 +104,28 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def digest(value: Any) -> str:
+    """Return a short name for what a JSON-able value holds: equal values have equal ones."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache  # what a process measures is the code that was there when it began
+def code_digest() -> str:
+    """Return the `digest` of hbsdk's own sources: it tells commits and uncommitted changes apart.
+
+    Evaluation and training play no part in what is measured.
+    """
+    package, apart = Path(__file__).parents[1], ("evaluation", "training")
+    return files_digest(
+        path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in apart
+    )
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return the `digest` of files, by name and content."""
+    return digest(
+        {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+    )

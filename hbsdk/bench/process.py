@@ -11,9 +11,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from hbsdk.bench.machine import code_digest, digest, files_digest
 
 _CHILD = Path(__file__).with_name("child.py")
 _ANSWER_SECONDS = 3600.0  # an answer that takes longer is a failure
@@ -37,6 +39,7 @@ class Case:
         environment: variables, beside this process's.
         need_bytes: of the machine's memory, as far as it is known.
         problem: why it cannot be measured here; None if it can.
+        optional: where it cannot be measured here, that is no failure.
         notes: on the row, beside what is measured: dtype, operations and so on.
     """
 
@@ -48,7 +51,31 @@ class Case:
     environment: Mapping[str, str] = field(default_factory=dict)
     need_bytes: int = 0
     problem: str | None = None
+    optional: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def picture(self) -> Path | None:
+        """The .npy file that its first run draws into, if it draws."""
+        path = self.settings.get("picture")
+        return None if path is None else Path(path)
+
+    def key(self) -> dict[str, str]:
+        """Return what its runs depend on, in short: two cases with equal keys measure the same."""
+        settings = {key: value for key, value in self.settings.items() if key != "picture"}
+        asked = [self.task, settings, self.python, dict(self.environment)]
+        beside: tuple[Path, ...] = ()
+        if self.module.endswith(".py"):
+            beside = tuple(Path(self.module).parent.glob("*.py"))  # what it imports
+        return {
+            "settings": digest([Path(self.module).name, *asked]),
+            "code": digest([code_digest(), files_digest(beside)]),
+        }
+
+    def drawing_into(self, folder: Path) -> Case:
+        """Return the case with a picture in a folder, whose name tells what it is a picture of."""
+        picture = folder / f"{digest(self.key())}.npy"
+        return replace(self, settings={**self.settings, "picture": str(picture)})
 
 
 class Worker:

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hbsdk.bench.answer import answer, end_work, work_folder
+from hbsdk.bench.answer import answer, end_work, finish, work_folder
 from hbsdk.bench.cases import Asked, generate_case, personalize_case, read_case, usable_engines
 from hbsdk.bench.process import Case
 from hbsdk.bench.report import Report
 from hbsdk.bench.summary import linear_fit
 from hbsdk.bundle import Bundle
+from hbsdk.errors import OptionError
 from hbsdk.options import GenerateOptions, PersonalizeOptions
 
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -31,7 +32,12 @@ class Setup:
         device: as torch names it.
         repeats: runs that count.
         steps: of drawing, or of refinement; None is the default.
+        height: of drawn pictures, in pixels; None is the bundle's own.
+        width: as well.
+        guided_step: measure guided steps alone, in place of pictures.
         one_at_a_time: one process at a time.
+        warm_up: without, a process's first run counts too.
+        runs_a_turn: how often a case is measured before the next one's turn.
         progress: show a bar.
     """
 
@@ -42,8 +48,29 @@ class Setup:
     device: str | None = None
     repeats: int = 5
     steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    guided_step: bool = False
     one_at_a_time: bool = False
+    warm_up: bool = True
+    runs_a_turn: int = 1
     progress: bool = True
+
+    def drawing_options(self) -> dict[str, Any]:
+        """Return what every case and every peer draws with, as `GenerateOptions` names it.
+
+        Raises:
+            OptionError: one step alone is to be measured and is the first one.
+        """
+        usual = 2 if self.guided_step else GenerateOptions().num_inference_steps
+        steps = usual if self.steps is None else self.steps
+        if self.guided_step and steps < 2:
+            raise OptionError(
+                "steps", expected="at least 2, of which the first does not count", got=str(steps)
+            )
+        asked = {"height": self.height, "width": self.width}
+        kept = {name: side for name, side in asked.items() if side is not None}
+        return {"num_inference_steps": steps, "seed": 0, **kept}
 
     def asked(self, bundle: Bundle, kind: Any) -> list[Asked]:
         """Return the cases that are asked for, with engines and device filled in."""
@@ -60,7 +87,8 @@ class Setup:
         """Measure."""
         return answer(
             question, cases, bundle, self.output, settings=settings, repeats=self.repeats,
-            device=self.device, one_at_a_time=self.one_at_a_time, progress=self.progress,
+            device=self.device, one_at_a_time=self.one_at_a_time, warm_up=self.warm_up,
+            runs_a_turn=self.runs_a_turn, progress=self.progress,
         )  # fmt: skip
 
 
@@ -84,17 +112,16 @@ def ask_generate(setup: Setup, peers: Sequence[Case] = ()) -> Report:
         peers: cases of other libraries; see benchmarks/peers.
     """
     bundle, folder = Bundle.open(setup.source), work_folder(setup.output)
-    steps = setup.steps or GenerateOptions().num_inference_steps
-    options = {"num_inference_steps": steps, "seed": 0}
+    prompt, options = drawing_prompt(bundle), setup.drawing_options()
     cases = [
         generate_case(
-            bundle, setup.source, one, options, prompt=drawing_prompt(bundle),
-            picture=folder / f"case-{number}.npy",
+            bundle, setup.source, one, options, prompt=prompt, guided_step=setup.guided_step
         )
-        for number, one in enumerate(setup.asked(bundle, GenerateOptions))
-    ]  # fmt: skip
-    settings = {"prompt": drawing_prompt(bundle), "options": options}
-    report = setup.answer("generate", [*cases, *peers], bundle, settings)
+        for one in setup.asked(bundle, GenerateOptions)
+    ]
+    settings = {"prompt": prompt, "options": options, "guided_step": setup.guided_step}
+    drawing = [one.drawing_into(folder) for one in (*cases, *peers)]
+    report = setup.answer("generate", drawing, bundle, settings)
     end_work(report)
     return report
 
@@ -126,6 +153,7 @@ def ask_refine(
     options: Mapping[str, Any] | None = None,
     plain: Case | None = None,
     micro_batches: Sequence[int] = MICRO_BATCHES,
+    memories: Sequence[str] = ("high", "low"),
 ) -> Report:
     """Refinement in micro-batches of several sizes, each in processes of its own.
 
@@ -135,45 +163,76 @@ def ask_refine(
         options: of `PersonalizeOptions`, beside steps and micro-batch.
         plain: a loop to compare with; its "losses" have to be the same.
         micro_batches: noise levels at once.
+        memories: of the session: "high" holds all networks from the start, as the plain loop does;
+            "low" loads each when it is its turn, which is in its time.
     """
     bundle = Bundle.open(setup.source)
     steps = PersonalizeOptions().steps if setup.steps is None else setup.steps
     common = {"steps": steps, **(options or {})}
-    session = {"engine": "torch", "dtype": dtype, "memory": "low"}
+    session = {"engine": "torch", "dtype": dtype}
     if setup.device is not None:
         session["device"] = setup.device
     cases = [
         personalize_case(
-            bundle, setup.source, Asked(f"micro-batch {size}", session),
+            bundle, setup.source,
+            Asked(refine_name(size, memory), {**session, "memory": memory}),
             {**common, "micro_batch_size": size},
         )
+        for memory in memories
         for size in micro_batches
     ]  # fmt: skip
+    ours = [case.name for case in cases]
     if plain is not None:
         cases.append(plain)
     settings = {"dtype": dtype, "options": asdict(PersonalizeOptions(**common))}
     report = setup.answer("refine", cases, bundle, settings)
-    _compare_losses(report, [case.name for case in cases])
-    report.write()
+    if plain is not None:
+        _compare_losses(report, ours, plain.name)
+        _compare_times(report, ours, plain.name)
+    finish(report, cases)
     return report
 
 
-def _compare_losses(report: Report, names: Sequence[str]) -> None:
-    """How far each case's losses are from the last one's, as a share; and a control.
+def refine_name(micro_batch: int, memory: str) -> str:
+    """Return a row's name."""
+    return f"micro-batch {micro_batch}" + (", memory low" if memory == "low" else "")
 
-    The control compares with the losses of the next step, on other noise: it has to be far off.
+
+def _compare_losses(report: Report, names: Sequence[str], plain: str) -> None:
+    """How far each case's losses are from the plain loop's, as a share; and a control.
+
+    The control compares with what the plain loop would have found on other noise: the losses of
+    single noise levels of the same step, which it tells one by one, and of other steps.
     """
-    losses = {name: report.case(name).get("facts", {}).get("losses") for name in names}
-    expected = losses[names[-1]]
-    if not expected:
+    expected = report.case(plain).get("facts", {})
+    if not expected.get("losses"):
         return
-    for name in names[:-1]:
-        if losses[name] and len(losses[name]) == len(expected):
-            facts = report.case(name)["facts"]
-            facts["largest_loss_difference"] = largest_difference(losses[name], expected)
-            facts["control_loss_difference"] = largest_difference(
-                losses[name], [*expected[1:], expected[0]]
+    for name in names:
+        facts = report.case(name).get("facts", {})
+        if len(facts.get("losses", ())) == len(expected["losses"]):
+            facts["largest_loss_difference"] = largest_difference(
+                facts["losses"], expected["losses"]
             )
+            facts["control_loss_difference"] = _control_difference(facts["losses"], expected)
+
+
+def _control_difference(losses: Sequence[float], expected: Mapping[str, Any]) -> float:
+    """Return how far losses are from those on other noise; 0 where the plain loop had no other."""
+    rotated = [*expected["losses"][1:], expected["losses"][0]]
+    found = [largest_difference(losses, rotated)]
+    for loss, levels in zip(losses, expected["level_losses"], strict=True):
+        found.append(largest_difference([loss] * len(levels), levels))
+    return max(found)
+
+
+def _compare_times(report: Report, names: Sequence[str], plain: str) -> None:
+    """How many times as long the plain loop takes; the processes took turns."""
+    for what, slow in report.case(plain).get("measures", {}).items():
+        for name in names:
+            fast = report.case(name).get("measures", {}).get(what)
+            if fast is not None:
+                times = slow["median_s"] / fast["median_s"]
+                report.data["facts"][f"{what}: the plain loop beside {name}"] = f"{times:.2f} times"
 
 
 def largest_difference(losses: Sequence[float], expected: Sequence[float]) -> float:
@@ -199,6 +258,7 @@ def ask_scale(setup: Setup, numbers: Mapping[str, Sequence[int]] | None = None) 
     cases = [
         Case(
             what, _SCALING, "Scaling", {**common, "what": what, "numbers": list(values)},
+            need_bytes=_scaling_need(bundle, asked, what, max(values)),
             notes={"settings": dict(asked.session), "numbers": list(values)},
         )
         for what, values in chosen.items()
@@ -206,8 +266,19 @@ def ask_scale(setup: Setup, numbers: Mapping[str, Sequence[int]] | None = None) 
     settings = {"numbers": {what: list(values) for what, values in chosen.items()}, **common}
     report = setup.answer("scale", cases, bundle, settings)
     _add_fits(report)
-    report.write()
+    finish(report, cases)
     return report
+
+
+def _scaling_need(bundle: Bundle, asked: Asked, what: str, most: int) -> int:
+    """Return the bytes that the largest of a quantity's values needs, as far as it is known."""
+    if what == "files":
+        return 0
+    if what == "subjects":
+        return personalize_case(bundle, None, asked, {"steps": 0}).need_bytes
+    options = {"pictures": {"num_images_per_prompt": most}, "size": {"height": most, "width": most}}
+    case = generate_case(bundle, None, asked, options.get(what, {}), prompt="")
+    return case.need_bytes
 
 
 def scaling_numbers(bundle: Bundle) -> dict[str, Sequence[int]]:

@@ -1,17 +1,21 @@
-"""What was measured, as one JSON file: written whole after every measurement, and gone on with."""
+"""What was measured, as one JSON file: written whole after every measurement, and gone on with.
+
+A case's row holds runs of one kind alone: same settings, same code, same machine, same versions. A
+row of another kind is started anew; a file of another question or bundle is refused.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hbsdk.bench.machine import commit, describe, now
-from hbsdk.bench.summary import summary
+from hbsdk.bench.machine import describe, now
+from hbsdk.bench.summary import share_summary, summary
 from hbsdk.errors import OptionError
 
 _SCHEMA = 1
@@ -44,6 +48,7 @@ class Report:
             "schema": _SCHEMA, "question": question, **describe(), "settings": dict(settings),
             "bundle": dict(bundle), "rates": {}, "facts": {}, "cases": {},
         }  # fmt: skip
+        self._place = {"device": self.data["device"], "cores": self.data["machine"]["cores"]}
         if path.exists():
             before = read_report(path)
             self._check_same(before)
@@ -64,6 +69,41 @@ class Report:
                     remedy="Write to another file, or remove this one",
                 )  # fmt: skip
 
+    def begin(self, name: str, key: Mapping[str, Any]) -> str | None:
+        """Go on with a case's row, or start it anew where it is of something else.
+
+        Args:
+            name: of the case.
+            key: what its runs depend on beside machine and report; see `Case.key`.
+
+        Returns:
+            What was dropped and why, for people; None if nothing was.
+        """
+        now_is, was = {**key, **self._place}, self.case(name).get("key", {})
+        other = [part for part, value in now_is.items() if was.get(part) != value]
+        said = self._start_anew(name, other) if other else None
+        self.note(name, key=now_is)
+        return said
+
+    def loaded(self, name: str, facts: Mapping[str, Any]) -> str | None:
+        """Note what a case's process says when it has loaded; as `begin`."""
+        entry = self.case(name)
+        other = [
+            part for part in ("versions", "threads") if part in entry and entry[part] != facts[part]
+        ]
+        said = self._start_anew(name, other) if other else None
+        self.note(name, key=entry.get("key"), **facts)
+        return said
+
+    def _start_anew(self, name: str, other: Sequence[str]) -> str | None:
+        runs = self.turns(name)
+        self.data["cases"][name] = {}  # in its old place
+        if not runs:
+            return None
+        dropped = f"{runs} earlier runs dropped, as they are of other {', '.join(other)}"
+        self.note(name, started_anew=dropped)
+        return f"{name}: {dropped}"
+
     def turns(self, name: str) -> int:
         """Return how often a case was measured already."""
         return int(self.data["cases"].get(name, {}).get("turns", 0))
@@ -80,13 +120,17 @@ class Report:
     def add(self, name: str, answer: Mapping[str, Any]) -> None:
         """Add one run's answer to a case: samples and stages to the others, facts in place."""
         entry = self.case(name)
-        entry.pop("failed", None)
-        entry.update(turns=self.turns(name) + 1, date=now(), commit=commit())
+        for word in ("failed", "skipped"):
+            entry.pop(word, None)
+        entry.update(turns=self.turns(name) + 1, **self._taken())
         measures = entry.setdefault("measures", {})
         for what, seconds in answer.get("samples", {}).items():
             before = measures.get(what, {})
             measures[what] = before | summary([*before.get("samples_s", ()), *seconds])
         _add_stages(entry, answer.get("stages", {}))
+        for what, share in answer.get("shares", {}).items():
+            shares = entry.setdefault("shares", {})
+            shares[what] = share_summary([*shares.get(what, {}).get("samples", ()), share])
         if answer.get("facts"):
             entry["facts"] = {**entry.get("facts", {}), **answer["facts"]}
 
@@ -102,7 +146,15 @@ class Report:
 
     def fail(self, name: str, why: str) -> None:
         """Say why a case could not be measured; what was measured of it stays."""
-        self.note(name, failed=" ".join(why.split()), date=now(), commit=commit())
+        self.note(name, failed=" ".join(why.split()), **self._taken())
+
+    def skip(self, name: str, why: str) -> None:
+        """Say why a case that nobody asked for by name cannot be measured here."""
+        self.note(name, skipped=" ".join(why.split()), **self._taken())
+
+    def _taken(self) -> dict[str, Any]:
+        """When a row's newest run was taken, of which commit, and by which command."""
+        return {"date": now(), "commit": self.data["commit"], "command": self.data["command"]}
 
     def write(self) -> None:
         """Write the file whole or not at all.

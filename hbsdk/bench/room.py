@@ -14,6 +14,8 @@ from hbsdk.options import PersonalizeOptions
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 _LIBRARIES_BYTES = 700_000_000  # of Python, torch, diffusers and transformers, measured
 _ALWAYS_FLOAT32 = ("text_encoder", "regressor")  # as the torch backend has them
+TO_DRAW = ("text_encoder", "unet", "vae_decoder")  # folders of engines
+_TO_REFINE = ("text_encoder", "unet", "regressor")  # what is held at once where memory is low
 _NETWORKS = ("text_encoder", "unet", "vae", "image_encoder", "dino", "regressor")
 
 
@@ -40,20 +42,39 @@ def weights_bytes(bundle: Bundle, dtype: str, networks: Iterable[str] = _NETWORK
     return total
 
 
-def generation_need(bundle: Bundle, dtype: str, peak_bytes: int) -> int:
+def generation_need(
+    bundle: Bundle,
+    dtype: str,
+    peak_bytes: int,
+    networks: Iterable[str] = ("text_encoder", "unet", "vae"),
+) -> int:
     """Return the bytes that drawing needs, of which `peak_bytes` are of one part's tensors."""
-    weights = weights_bytes(bundle, dtype, ("text_encoder", "unet", "vae"))
-    return _LIBRARIES_BYTES + weights + peak_bytes
+    return _LIBRARIES_BYTES + weights_bytes(bundle, dtype, networks) + peak_bytes
 
 
-def engines_need(folder: Path, peak_bytes: int) -> int:
-    """Return the bytes that drawing with an engine folder needs: ONNX Runtime holds a copy."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return _LIBRARIES_BYTES + 2 * sum(path.stat().st_size for path in files) + peak_bytes
+def engines_need(folder: Path, peak_bytes: int, networks: Iterable[str]) -> int:
+    """Return the bytes that running engines needs.
+
+    A quarter more than their weights, and what runs at once: ONNX Runtime took 1.2 times the
+    weights at Stable Diffusion 1.5's size (benchmarks/results/bridge_sd15.json).
+
+    Args:
+        folder: of the engines.
+        peak_bytes: of one part's tensors.
+        networks: folders in it that are loaded.
+    """
+    files = [path for name in networks for path in (folder / name).rglob("*") if path.is_file()]
+    weights = sum(path.stat().st_size for path in files)
+    return _LIBRARIES_BYTES + weights * 5 // 4 + peak_bytes
 
 
 def refinement_need(
-    bundle: Bundle, options: PersonalizeOptions, dtype: str, *, everywhere: bool = False
+    bundle: Bundle,
+    options: PersonalizeOptions,
+    dtype: str,
+    *,
+    memory: str | None = None,
+    everywhere: bool = False,
 ) -> int:
     """Return the bytes that personalizing with refinement needs.
 
@@ -61,11 +82,13 @@ def refinement_need(
         bundle: says the sizes.
         options: of the refinement.
         dtype: of the UNet, the VAE and the image encoders.
+        memory: of the session; "low" holds only what refines at once.
         everywhere: with gradients of all weights, as a plain loop has them.
     """
     from hbsdk.bench.counting import count_refinement
 
-    weights = weights_bytes(bundle, dtype) * (2 if everywhere else 1)
+    held = _TO_REFINE if memory == "low" else _NETWORKS
+    weights = weights_bytes(bundle, dtype, held) * (2 if everywhere else 1)
     return _LIBRARIES_BYTES + weights + count_refinement(bundle, options, dtype=dtype).peak_bytes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,11 @@ import numpy as np
 
 import hbsdk
 from hbsdk.bench.child import peak_rss_bytes
+from hbsdk.bench.many_subjects import probe_many, references_of
 from hbsdk.bench.stopwatch import synchronise
-from hbsdk.bench.tasks import TO_GENERATE, TO_PROBE, draw_photo, load, open_session
-from hbsdk.image import Reference, load_photo, make_reference
-from hbsdk.mask import find_mask
+from hbsdk.bench.tasks import TO_GENERATE, TO_PROBE, load, open_session
 
-_PHOTOS = 10  # different ones; more subjects take turns with them
+_AT_ONCE = 10  # subjects: more are probed in batches of so many
 
 
 class Scaling:
@@ -27,9 +26,8 @@ class Scaling:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         """Load; `settings["what"]` is a method's name here, `settings["numbers"]` its values."""
-        self.prompt = settings.get("prompt", "a picture")
-        self.steps = settings.get("steps", 4)
-        self.chunk = settings.get("chunk", 10)
+        self.prompt = settings["prompt"]
+        self.steps = settings["steps"]
         self.what, self.numbers = settings["what"], settings["numbers"]
         self.session = open_session(settings)
         if self.what == "subjects":
@@ -50,6 +48,7 @@ class Scaling:
         return {"samples": samples, "facts": {"peak_rss_bytes_at": peaks}}
 
     def _draw(self, **options: Any) -> float:
+        synchronise()
         started = time.perf_counter()
         self.session.generate(self.prompt, output_type="np", **options)
         synchronise()
@@ -68,8 +67,9 @@ class Scaling:
 
     def _subjects(self, number: int) -> dict[str, float]:
         references = references_of(self.session, number)
+        synchronise()
         started = time.perf_counter()
-        words = probe_many(self.session, references, self.chunk)
+        words = probe_many(self.session, references, _AT_ONCE)
         synchronise()
         assert len(words) == number
         return {f"{number} subjects": time.perf_counter() - started}
@@ -110,44 +110,6 @@ def _timed(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def references_of(session: hbsdk.Session, number: int) -> list[Reference]:
-    """Return so many photos, prepared as `personalize` prepares one."""
-    size = session.bundle.info.image_size_px
-    made = []
-    for index in range(min(number, _PHOTOS)):
-        pixels, mask = draw_photo(size, index)
-        photo = load_photo(pixels)
-        made.append(make_reference(photo, find_mask(photo, mask).values, size=size))
-    return [made[index % len(made)] for index in range(number)]
-
-
-def probe_many(session: hbsdk.Session, references: Sequence[Reference], chunk: int) -> Any:
-    """Return the words of many photos, (N, n, d), `chunk` at once: the probe without refinement.
-
-    Latents are of one photo at a time, as in `personalize`, so that they are the same ones.
-    """
-    import torch
-
-    from hbsdk.features import extract_features
-
-    backend = session.torch_backend
-    regressor, words = backend.network("regressor"), []
-    background = session.bundle.info.background
-    with torch.no_grad():
-        for start in range(0, len(references), chunk):
-            part = references[start : start + chunk]
-            pixels = torch.from_numpy(np.stack([one.pixels for one in part])).permute(0, 3, 1, 2)
-            mask = torch.from_numpy(np.stack([one.mask for one in part]))[:, None]
-            pixels, mask = pixels.to(backend.device), mask.to(backend.device)
-            features = extract_features(
-                backend.network("image_encoder"), backend.network("dino"), pixels, mask,
-                background=background,
-            )  # fmt: skip
-            latents = backend.encode_image(pixels).to(regressor.dtype)
-            words.append(regressor(latents, features.to(torch.float32)).float().cpu())
-    return torch.cat(words).numpy()
 
 
 def forget_peak() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,16 @@ _STAGES = ("encode_reference", "probe", "refine", "encode_prompts", "decode")
 
 
 def synchronise() -> None:
-    """Wait for the GPU, if torch has used one."""
+    """Wait for the GPU, if torch or TensorRT's backend has used one.
+
+    ONNX Runtime waits by itself at the end of each run.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
+    runtime = sys.modules.get("cuda.bindings.runtime")
+    if runtime is not None:
+        runtime.cudaDeviceSynchronize()
 
 
 class Stopwatch:
@@ -33,14 +40,15 @@ class Stopwatch:
         """Watch a session's backends from now on."""
         self.spans: dict[str, tuple[float, float]] = {}
         self.inside_s: float | None = 0.0
-        self._depth = 0
+        self._depth, self._entered = 0, 0.0
+        self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._on_cpu = str(session.backend.device) == "cpu"
         self.start()
         backends = [session.backend]
         if session.backend.name == "torch":
             self._watch_torch(session.backend)
         elif session.backend.name == "onnxruntime":
-            self._watch_onnxruntime()
+            self._watch_onnxruntime(session.backend)
         if "torch_backend" in vars(session) and session.torch_backend is not session.backend:
             backends.append(session.torch_backend)
         for backend in backends:
@@ -79,42 +87,104 @@ class Stopwatch:
 
         return timed
 
-    def _inside(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Add a call's time, unless it is part of a call that is timed already."""
+    def _enter(self, *_: Any) -> None:
+        """A network begins, unless it is part of one that has begun already."""
+        if self._depth == 0:
+            self._entered = time.perf_counter()
+        self._depth += 1
 
+    def _leave(self, *_: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self.inside_s is not None:
+            self.inside_s += time.perf_counter() - self._entered
+
+    def _inside(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **keywords: Any) -> Any:
-            self._depth += 1
-            started = time.perf_counter()
+            self._enter()
             try:
                 return call(*arguments, **keywords)
             finally:
-                self._depth -= 1
-                if self._depth == 0 and self.inside_s is not None:
-                    self.inside_s += time.perf_counter() - started
+                self._leave()
 
         return timed
 
     def _watch_torch(self, backend: Any) -> None:
-        from hbsdk.backends import torch as module
-
-        for name in ("whole_pass", "shallow_pass"):  # the UNet's blocks, without its forward
-            setattr(module, name, self._inside(getattr(module, name)))
-        load, watched = backend.network, set()
+        load = backend.network
 
         def watched_network(name: str) -> Any:
             network = load(name)
-            if id(network) not in watched:
-                watched.add(id(network))
-                for method in ("forward", "encode", "decode"):  # a VAE is not called as such
-                    if hasattr(network, method):
-                        setattr(network, method, self._inside(getattr(network, method)))
+            if network not in self._watched:
+                self._watched.add(network)
+                for module in _entrances(network):
+                    # Hooks, not another `forward`: deep_features.py runs copies of the UNet object,
+                    # which share its hooks, but would go on calling the first one's `forward`.
+                    module.register_forward_pre_hook(self._enter)
+                    module.register_forward_hook(self._leave, always_call=True)
             return network
 
         backend.network = watched_network
 
-    def _watch_onnxruntime(self) -> None:
-        import onnxruntime
+    def _watch_onnxruntime(self, backend: Any) -> None:
+        load = backend.load
+        backend.load = lambda name: _Timed(load(name), self._inside)
 
-        for method in ("run", "run_with_iobinding"):
-            kind = onnxruntime.InferenceSession
-            setattr(kind, method, self._inside(getattr(kind, method)))
+
+def _entrances(network: Any) -> list[Any]:
+    """Return a network and its parts: a VAE's are called without it, to encode and to decode."""
+    from torch import nn
+
+    parts = [network]
+    for child in network.children():
+        parts += list(child) if isinstance(child, nn.ModuleList) else [child]
+    return parts
+
+
+class _Timed:
+    """An ONNX Runtime session whose runs are timed; it is not changed itself."""
+
+    def __init__(self, session: Any, inside: Callable[[Any], Any]) -> None:
+        self._session, self._inside = session, inside
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._session, name)
+        return self._inside(found) if name in ("run", "run_with_iobinding") else found
+
+
+class StepClock:
+    """Notes how long each refinement step takes, apart from the loss before and after them."""
+
+    def __init__(self, backend: Any) -> None:
+        """Watch a torch backend's refinements from now on."""
+        import hbsdk.refine as module
+
+        self._starts: list[float] = []
+        self._ends: list[float] = []
+        loss, refine = module.reference_loss, backend.refine
+
+        def timed_loss(*arguments: Any, **keywords: Any) -> Any:
+            found = loss(*arguments, **keywords)
+            if not self._starts:  # it was the loss before: the first step begins
+                self._starts.append(_now())
+            return found
+
+        def timed_refine(reference: Any, options: Any, on_step: Any) -> Any:
+            self._starts, self._ends = [], []
+
+            def on_timed_step(step: int) -> None:
+                self._ends.append(_now())
+                on_step(step)
+                self._starts.append(_now())
+
+            return refine(reference, options, on_timed_step)
+
+        vars(module)["reference_loss"] = timed_loss
+        backend.refine = timed_refine
+
+    def steps_s(self) -> list[float]:
+        """Return the seconds of the last refinement's steps."""
+        return [end - start for start, end in zip(self._starts, self._ends, strict=False)]
+
+
+def _now() -> float:
+    synchronise()
+    return time.perf_counter()

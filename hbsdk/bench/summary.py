@@ -18,6 +18,11 @@ def summary(samples_s: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def share_summary(samples: Sequence[float]) -> dict[str, Any]:
+    """Return the median of at least one share (a number without unit), and the samples."""
+    return {"runs": len(samples), "median": statistics.median(samples), "samples": list(samples)}
+
+
 def percentile(samples: Sequence[float], percent: int) -> float:
     """Return a percentile, 1..99, between the two nearest samples on a line."""
     if len(samples) == 1:

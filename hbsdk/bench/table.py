@@ -44,14 +44,16 @@ def _cells(data: Mapping[str, Any]) -> Iterator[list[str]]:
             continue
         peak = case.get("peak_device_bytes") or case.get("peak_rss_bytes")
         memory = f"{peak / 1e9:.2f} GB" if peak else ""
-        if "failed" in case:
-            yield [name, "failed", "", "", "", "", "", memory, case["failed"].replace("|", "/")]
+        for word, said in (("failed", "failed"), ("skipped", "cannot run here")):
+            if word in case:
+                yield [name, said, "", "", "", "", "", memory, case[word].replace("|", "/")]
         for number, (what, one) in enumerate(case.get("measures", {}).items()):
             share = one.get("of_limit")
             yield [
                 name, what, duration(one["median_s"]), duration(one["p95_s"]), str(one["runs"]),
                 duration(one["limit_s"]) if one.get("limit_s") else "",
-                f"{share:.0%}" if share else "", memory, _more(case) if number == 0 else "",
+                f"{share:.0%}" if share else "", memory,
+                _more(name, case, data["commit"]) if number == 0 else "",
             ]  # fmt: skip
         if "first" in case:
             first = case["first"]
@@ -61,16 +63,21 @@ def _cells(data: Mapping[str, Any]) -> Iterator[list[str]]:
             ]  # fmt: skip
 
 
-def _more(case: Mapping[str, Any]) -> str:
-    facts = case.get("facts", {})
+def _more(name: str, case: Mapping[str, Any], commit: str | None) -> str:
+    facts, shares = case.get("facts", {}), case.get("shares", {})
     said = []
-    if "psnr_db" in facts:
-        said.append(f"{facts['psnr_db']:.1f} dB to the first case")
-    if "host_share" in facts:
-        said.append(f"{facts['host_share']:.1%} outside of networks")
+    if facts.get("reference") == name:
+        said.append("reference")
+    elif "psnr_db" in facts:
+        decibels = facts["psnr_db"]
+        said.append("another size" if decibels is None else f"{decibels:.1f} dB to the reference")
+    if "host_share" in shares:
+        said.append(f"{shares['host_share']['median']:.1%} outside of networks")
     for key in ("largest_loss_difference", "word_change"):
         if facts.get(key) is not None:
             said.append(f"{key.replace('_', ' ')} {facts[key]:.1e}")
+    if case.get("commit", commit) != commit:
+        said.append(f"at commit {case['commit']}")
     return ", ".join(said)
 
 

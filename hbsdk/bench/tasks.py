@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import hbsdk
-from hbsdk.bench.stopwatch import Stopwatch, synchronise
+from hbsdk.bench.stopwatch import StepClock, Stopwatch, synchronise
 from hbsdk.generate import canvas_of, initial_noise, text_states
 from hbsdk.mini import world
 from hbsdk.options import GenerateOptions, PersonalizeOptions
@@ -23,6 +23,9 @@ TO_GENERATE = (
     ("text_encoder", "unet", "vae"),
     ("token_embedding", "text_encoder_embeds", "denoise_step", "vae_decoder"),
 )
+TO_STEP = (
+    ("text_encoder", "unet"), ("token_embedding", "text_encoder_embeds", "denoise_step")
+)  # fmt: skip
 TO_PROBE = (
     ("image_encoder", "dino", "vae", "regressor"), ("image_features", "vae_encoder", "regressor")
 )  # fmt: skip
@@ -53,55 +56,93 @@ def draw_photo(size_px: int, seed: int = 0) -> tuple[Pixels, Pixels]:
 
 
 class Generate:
-    """One picture from a prompt, with the times between its steps' ends."""
+    """One picture from a prompt, with the times between its steps' ends; or one guided step."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Open a session and load what draws; `settings["options"]` are `GenerateOptions`."""
+        """Open a session and load what draws; `settings["options"]` are `GenerateOptions`.
+
+        With `settings["guided_step"]` all steps but the first count, and nothing is decoded.
+        """
+        self.step_alone = bool(settings.get("guided_step"))
         self.options = GenerateOptions(**settings.get("options", {}))
+        self.steps_alike = is_exact(settings.get("options", {}))
         self.prompt = settings["prompt"]
         self._to_save: str | None = settings.get("picture")
         self.session = open_session(settings)
         if settings.get("memory") != "low":
-            load(self.session.backend, TO_GENERATE)
+            load(self.session.backend, TO_STEP if self.step_alone else TO_GENERATE)
         self.latents = unit_noise(self.session, self.options)
         self.on_cpu = str(self.session.backend.device) == "cpu"
         self.watch = Stopwatch(self.session)
+        self.ends: list[tuple[float, float]] = []  # of steps, and the seconds inside of networks
 
     def run(self) -> dict[str, Any]:
         """Draw once; on a GPU a second time for the steps, whose ends have to be waited for."""
-        ends: list[float] = []
+        if self.step_alone:
+            _, drawn = self._draw(with_ends=True)
+            answer = {"samples": self._steps(), "shares": self._host_share_of_step()}
+        else:
+            seconds, drawn = self._draw(with_ends=self.on_cpu)
+            stages, inside = self.watch.stages(), self.watch.inside_s
+            if not self.on_cpu:
+                self._draw(with_ends=True)
+            steps = self.options.num_inference_steps
+            samples = {f"picture of {steps} steps": [seconds], **self._steps()}
+            shares = {} if inside is None else {"host_share": 1.0 - inside / seconds}
+            answer = {"samples": samples, "stages": stages, "shares": shares}
+        if self._to_save:
+            save_array(self._to_save, drawn)
+            self._to_save = None
+        return answer
+
+    def _steps(self) -> dict[str, list[float]]:
+        """Return each step's seconds but the first's; none where some do less than others."""
+        ends = [end for end, _ in self.ends]
+        return {"guided step": np.diff(ends).tolist()} if self.steps_alike and ends[1:] else {}
+
+    def _host_share_of_step(self) -> dict[str, float]:
+        if not self.on_cpu:
+            return {}
+        (first, before), *_, (last, inside) = self.ends
+        return {"host_share": 1.0 - (inside - before) / (last - first)}
+
+    def _draw(self, *, with_ends: bool) -> tuple[float, npt.NDArray[np.float32]]:
+        self.ends = []
 
         def on_step_end(*_: Any) -> dict[str, Any]:
             synchronise()
-            ends.append(time.perf_counter())
+            self.ends.append((time.perf_counter(), self.watch.inside_s or 0.0))
             return {}
 
-        callback = on_step_end if self.on_cpu else None
-        seconds, picture = self._draw(callback)
-        stages, inside = self.watch.stages(), self.watch.inside_s
-        if callback is None:
-            self._draw(on_step_end)
-        if self._to_save:
-            np.save(self._to_save, picture)
-            self._to_save = None
-        steps = self.options.num_inference_steps
-        samples = {f"picture of {steps} steps": [seconds]}
-        if len(ends) > 1:
-            samples["guided step"] = np.diff(ends).tolist()
-        facts = {} if inside is None else {"host_share": 1.0 - inside / seconds}
-        return {"samples": samples, "stages": stages, "facts": facts}
-
-    def _draw(self, callback: Any) -> tuple[float, npt.NDArray[np.float32]]:
+        synchronise()
         self.watch.start()
-        (picture,) = self.session.generate(
-            self.prompt, latents=self.latents, options=self.options, output_type="np",
-            callback_on_step_end=callback,
+        (drawn,) = self.session.generate(
+            self.prompt, latents=self.latents, options=self.options,
+            output_type="latent" if self.step_alone else "np",
+            callback_on_step_end=on_step_end if with_ends else None,
         )  # fmt: skip
-        return time.perf_counter() - self.watch.started, picture
+        synchronise()
+        return time.perf_counter() - self.watch.started, drawn
+
+
+# Options that change how much is drawn, not how much of the method's work is done for it.
+_EXACT = {"num_inference_steps", "num_images_per_prompt", "height", "width", "seed", "output_type"}
+
+
+def is_exact(options: Mapping[str, Any]) -> bool:
+    """Tell whether drawing with these options leaves no work out: then all steps are alike."""
+    return _EXACT.issuperset(options)
+
+
+def save_array(path: str, values: npt.NDArray[Any]) -> None:
+    """Write a .npy file under a temporary name, then rename it."""
+    temporary = Path(path).with_suffix(".part.npy")
+    np.save(temporary, values)
+    temporary.replace(path)
 
 
 class Personalize:
-    """One photo to a subject, by stage."""
+    """One photo to a subject, by stage; its refinement steps also one by one."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         """Open a session and load what personalizes; `settings["options"]` are its options."""
@@ -115,20 +156,35 @@ class Personalize:
             load(backend, TO_PROBE)
             if refines:
                 load(backend, TO_REFINE)
+        self.clock = StepClock(backend) if refines else None
         self.watch = Stopwatch(self.session)
 
     def run(self) -> dict[str, Any]:
         """Personalize once."""
+        synchronise()
         self.watch.start()
         subject = self.session.personalize(self.photo, self.mask, options=self.options)
         synchronise()
         seconds = time.perf_counter() - self.watch.started
-        steps = self.options.steps
-        what = f"probe and {steps} steps" if steps else "probe"
-        facts: dict[str, Any] = {}
-        if subject.report is not None:
-            facts = {key: subject.report.as_dict()[key] for key in ("losses", "word_change")}
-        return {"samples": {what: [seconds]}, "stages": self.watch.stages(), "facts": facts}
+        stages = self.watch.stages()
+        if self.clock is None:
+            return {"samples": {"probe": [seconds]}, "stages": stages}
+        steps = self.clock.steps_s()
+        rest = stages.pop("refine") - sum(steps)
+        host = stages.pop("host")
+        stages |= {"steps": sum(steps), "loss before and after": max(0.0, rest), "host": host}
+        assert subject.report is not None
+        facts = {key: subject.report.as_dict()[key] for key in ("losses", "word_change")}
+        samples = {REFINEMENT_STEP: steps, whole_refinement(self.options.steps): [seconds]}
+        return {"samples": samples, "stages": stages, "facts": facts}
+
+
+REFINEMENT_STEP = "refinement step"
+
+
+def whole_refinement(steps: int) -> str:
+    """Return what a photo's probe and refinement is called."""
+    return f"probe and {steps} step" + ("s" if steps > 1 else "")
 
 
 class Inputs:
@@ -159,6 +215,7 @@ class Inputs:
             table=np.stack([np.asarray(row, np.float64) for row in rows], axis=1),
             initial_noise_scale=np.float64(table.initial_noise_scale),
             latent_scale=np.array(_latent_scale(session.bundle), np.float64),
+            pixels_a_cell=np.int64(info.vae_scale_factor),
         )
         temporary.replace(path)
 
@@ -191,10 +248,8 @@ class Rates:
 
     def run(self) -> dict[str, Any]:
         """Return operations a second by dtype, and bytes a second read and written by a copy."""
-        try:
-            import torch
-        except ImportError:
-            return {"facts": {"rates": _numpy_rates()}}
+        import torch
+
         from hbsdk.training.machine import product_rate
 
         default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -219,18 +274,3 @@ def _copy_rate(copy: Any) -> float:
         synchronise()
         seconds.append(time.perf_counter() - started)
     return 2.0 * _COPIED_BYTES / min(seconds)
-
-
-def _numpy_rates() -> dict[str, float]:
-    side = 2048
-    left = np.ones((side, side), np.float32)
-    left @ left
-    started = time.perf_counter()
-    left @ left
-    seconds = time.perf_counter() - started
-    source = np.zeros(_COPIED_BYTES // 4, np.float32)
-    target = np.ones_like(source)
-    return {
-        "float32": 2.0 * side**3 / seconds,
-        "copy": _copy_rate(lambda: np.copyto(target, source)),
-    }

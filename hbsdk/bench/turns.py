@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -68,12 +69,16 @@ def take_turns(
     repeats: int,
     on_answer: OnAnswer | None = None,
     one_at_a_time: bool = False,
+    warm_up: bool = True,
+    runs_a_turn: int = 1,
+    again: Collection[str] = (),
     progress: bool = True,
 ) -> None:
     """Measure every case `repeats` times; the report is written after each measurement.
 
     A process's first run is its warm-up: of it only the time with loading counts. What the report
-    has already is not measured again; a case that failed is tried again.
+    has already is not measured again, unless it was measured otherwise (see `Report.begin`); a case
+    that failed is tried again.
 
     Args:
         cases: in order; every other round they go backwards, so that none is always the first.
@@ -81,40 +86,67 @@ def take_turns(
         repeats: runs of each that count.
         on_answer: told of every answer, the first ones too, before it is kept.
         one_at_a_time: one process at a time, whatever the memory.
+        warm_up: without, a process's first run counts too.
+        runs_a_turn: how often a case is measured before the next one's turn.
+        again: names of cases that run at least once more if any other does.
         progress: show a bar.
     """
+    start_rows(cases, report)
     workers, failed = Workers(one_at_a_time=one_at_a_time), set()
-    left = {case.name: max(0, repeats - report.turns(case.name)) for case in cases}
-    with tqdm(total=sum(left.values()), disable=not progress, unit="run", leave=False) as bar:
+    wanted = {case.name: repeats for case in cases}
+    if any(report.turns(name) < repeats for name in wanted):
+        wanted |= {name: max(repeats, report.turns(name) + 1) for name in again}
+
+    def is_left(case: Case) -> bool:
+        return case.name not in failed and report.turns(case.name) < wanted[case.name]
+
+    total = sum(max(0, count - report.turns(name)) for name, count in wanted.items())
+    order = list(cases)
+    with tqdm(total=total, disable=not progress, unit="run", leave=False) as bar:
         try:
-            for turn in range(max(left.values(), default=0)):
-                for case in cases if turn % 2 == 0 else reversed(cases):
-                    if turn >= left[case.name] or case.name in failed:
+            while any(is_left(case) for case in order):
+                for case in (case for case in order for _ in range(runs_a_turn)):
+                    if not is_left(case):
                         continue
                     bar.set_description(case.name)
                     try:
-                        _measure(case, workers, report, on_answer)
+                        _measure(case, workers, report, on_answer, warm_up=warm_up)
                     except CaseError as error:
                         failed.add(case.name)
-                        report.fail(case.name, str(error))
+                        skipped = case.optional and case.problem is not None
+                        (report.skip if skipped else report.fail)(case.name, str(error))
                         workers.end(case.name)
                     report.write()
                     bar.update()
+                order.reverse()
         finally:
             workers.end()
 
 
-def _measure(case: Case, workers: Workers, report: Report, on_answer: OnAnswer | None) -> None:
+def start_rows(cases: Sequence[Case], report: Report) -> None:
+    """Drop what the report has of these cases but was measured otherwise, and say so."""
+    for case in cases:
+        _say(report.begin(case.name, case.key()))
+
+
+def _measure(
+    case: Case, workers: Workers, report: Report, on_answer: OnAnswer | None, *, warm_up: bool
+) -> None:
     if case.problem is not None:
         raise CaseError(case.problem)
 
     def on_load(worker: Worker) -> None:
-        report.note(case.name, **{**case.notes, **worker.loaded})
+        _say(report.loaded(case.name, {**case.notes, **worker.loaded}))
 
     worker = workers.take(case, on_load)
-    for _ in range(2 if worker.runs == 0 else 1):
+    for _ in range(2 if worker.runs == 0 and warm_up else 1):
         answer = worker.run()
         if on_answer is not None:
             on_answer(case, answer)
         report.saw(case.name, answer)
     report.add(case.name, answer)
+
+
+def _say(what: str | None) -> None:
+    if what is not None:
+        tqdm.write(what, file=sys.stderr)

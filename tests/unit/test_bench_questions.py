@@ -1,83 +1,36 @@
-"""What is measured is the real thing: plain loop, counts, memory, many subjects, cases by name."""
+"""What is measured is the real thing: counts, memory, precisions, many subjects, cases by name."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import benchmarks.refine as plain
-from benchmarks.generate import CATALOGUE, Interpreters, peer_case
-from hbsdk.bench.cases import generate_case, personalize_case, read_case, usable_engines
-from hbsdk.bench.counting import Part, count_generation, count_refinement
-from hbsdk.bench.questions import _compare_losses, largest_difference
+import hbsdk.backends.torch as torch_backend
+from benchmarks.generate import CATALOGUE, PEERS, Interpreters, peer_case, write_inputs
+from hbsdk.bench import room
+from hbsdk.bench.cases import (
+    generate_case,
+    personalize_case,
+    read_case,
+    torch_dtype,
+    usable_engines,
+)
+from hbsdk.bench.counting import count_generation, count_refinement
+from hbsdk.bench.many_subjects import probe_many, references_of
+from hbsdk.bench.questions import Setup, _scaling_need
 from hbsdk.bench.room import fitting_micro_batch, parameters, refinement_need, without_room
-from hbsdk.bench.scaling import Scaling, probe_many, references_of
-from hbsdk.bench.stopwatch import Stopwatch
+from hbsdk.bench.scaling import Scaling
 from hbsdk.bench.tasks import draw_photo
 from hbsdk.bundle import Bundle
 from hbsdk.errors import OptionError
 from hbsdk.options import GenerateOptions, PersonalizeOptions
 from hbsdk.session import Session
-
-TOLERANCE = 1e-5  # of losses, as a share: beyond rounding, below every change that is tried
-OPTIONS = {"steps": 3, "timesteps_per_step": 4, "effective_step": 1e-2, "mask_loss_weight": 0.1}
-
-
-def plain_losses(bundle: Path, **options: object) -> list[float]:
-    settings = {"bundle": str(bundle), "engine": "torch", "options": {**OPTIONS, **options}}
-    found: list[float] = plain.PlainLoop(settings).run()["facts"]["losses"]
-    return found
-
-
-def our_losses(bundle: Path, **options: object) -> list[float]:
-    session = Session(bundle, engine="torch", progress=False)
-    photo, mask = draw_photo(session.bundle.info.image_size_px)
-    report = session.personalize(photo, mask, **{**OPTIONS, **options}).report
-    assert report is not None
-    return list(report.losses)
-
-
-@pytest.mark.parametrize("mirror", [True, False])
-def test_the_plain_loop_has_our_losses(tiny_bundle: Path, mirror: bool) -> None:
-    expected = plain_losses(tiny_bundle, mirror=mirror)
-    for size in (1, 2, 4):
-        ours = our_losses(tiny_bundle, mirror=mirror, micro_batch_size=size)
-        assert largest_difference(ours, expected) < TOLERANCE
-    assert len(set(expected)) == 3
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"seed": 1}, {"mirror": False}, {"mask_loss_weight": 0.0}, {"background_weight": 1.0},
-     {"effective_step": 0.2}],
-)  # fmt: skip
-def test_the_plain_loop_tells_what_differs(tiny_bundle: Path, change: dict) -> None:
-    expected = plain_losses(tiny_bundle)
-    assert largest_difference(our_losses(tiny_bundle, **change), expected) > TOLERANCE
-
-
-def test_losses_are_compared_with_a_control() -> None:
-    entries = {
-        "ours": {"facts": {"losses": [1.0, 2.0]}},
-        "off": {"facts": {"losses": [1.0, 2.2]}},
-        "plain": {"facts": {"losses": [1.0, 2.0]}},
-    }
-    report = SimpleNamespace(case=entries.__getitem__)
-    _compare_losses(report, list(entries))
-    assert entries["ours"]["facts"]["largest_loss_difference"] == 0.0
-    assert entries["ours"]["facts"]["control_loss_difference"] == pytest.approx(1.0)
-    assert plain.problems({"cases": {"ours": entries["ours"]}}) == []
-    (said,) = plain.problems({"cases": {"off": entries["off"]}})
-    assert "differ by 1.0e-01" in said
-    same = {"losses": [1.0, 1.0], "largest_loss_difference": 0.0, "control_loss_difference": 0.0}
-    (said,) = plain.problems({"cases": {"x": {"facts": same}}})
-    assert "proves nothing" in said
 
 
 def test_counts_are_those_of_real_networks(tiny_bundle: Path) -> None:
@@ -98,8 +51,12 @@ def test_counts_are_those_of_real_networks(tiny_bundle: Path) -> None:
     half = count_generation(bundle, dtype="bfloat16")
     assert half["guided_step"].weight_bytes == 2 * weights
     assert half["text_encoder"] == one["text_encoder"]
-    large = count_generation(bundle, side_px=64)
+    large = count_generation(bundle, height_px=64, width_px=64)
     assert large["decode"].operations > 3 * one["decode"].operations
+    wide, tall = (count_generation(bundle, **{side: 64}) for side in ("width_px", "height_px"))
+    for part in ("guided_step", "decode"):
+        assert one[part].operations < wide[part].operations < large[part].operations
+        assert wide[part].operations == tall[part].operations
 
 
 def test_more_noise_levels_at_once_need_more_memory(tiny_bundle: Path) -> None:
@@ -133,13 +90,6 @@ def test_parameters_are_read_off_headers(tmp_path: Path) -> None:
     assert parameters(tmp_path) == parameters(tmp_path / "x.safetensors") == 17
 
 
-def test_limits_are_products_or_weights() -> None:
-    part = Part(operations=100, weight_bytes=40, peak_bytes=0)
-    assert part.seconds({"float32": 10.0, "copy": 1.0}, "float32") == 40.0
-    assert part.seconds({"float32": 1.0, "copy": 1.0}, "float32") == 100.0
-    assert part.seconds({"float32": 1.0, "copy": 1.0}, "float16") is None
-
-
 def test_many_photos_have_the_words_of_each(tiny_bundle: Path) -> None:
     session = Session(tiny_bundle, engine="torch", progress=False)
     words = probe_many(session, references_of(session, 5), chunk=2)
@@ -152,7 +102,7 @@ def test_many_photos_have_the_words_of_each(tiny_bundle: Path) -> None:
 
 
 def test_a_quantity_is_measured_at_each_value(tiny_bundle: Path) -> None:
-    settings = {"bundle": str(tiny_bundle), "engine": "torch", "steps": 1}
+    settings = {"bundle": str(tiny_bundle), "engine": "torch", "steps": 1, "prompt": "a cat"}
     for what, numbers, expected in (
         ("steps", [1, 2], {"1 steps", "2 steps"}),
         ("pictures", [2], {"2 pictures"}),
@@ -170,23 +120,6 @@ def test_a_quantity_is_measured_at_each_value(tiny_bundle: Path) -> None:
         for verb in ("save", "load")
         for where in ("first", "last")
     }
-
-
-def test_stages_add_up_to_the_whole(tiny_bundle: Path) -> None:
-    session = Session(tiny_bundle, engine="torch", progress=False)
-    session.generate("a photo", num_inference_steps=2)
-    watch = Stopwatch(session)
-    watch.start()
-    session.generate("a photo", num_inference_steps=2)
-    stages = watch.stages()
-    assert list(stages) == ["encode_prompts", "denoise", "decode", "host"]
-    assert all(seconds >= 0.0 for seconds in stages.values())
-    assert watch.inside_s is not None
-    assert 0.0 < watch.inside_s < sum(stages.values())
-    photo, mask = draw_photo(32)
-    watch.start()
-    session.personalize(photo, mask, steps=1, timesteps_per_step=2)
-    assert list(watch.stages()) == ["encode_reference", "refine", "host"]
 
 
 def test_cases_are_read_by_name() -> None:
@@ -214,8 +147,99 @@ def test_cases_know_their_limits_and_their_faults(tiny_bundle: Path) -> None:
     bad = generate_case(bundle, None, asked, {"num_inference_steps": 0}, prompt="a cat")
     assert "num_inference_steps" in (bad.problem or "")
     refined = read_case("torch,micro_batch_size=2", PersonalizeOptions)
-    (row,) = personalize_case(bundle, None, refined, {"steps": 5}).notes["least"]["5 steps"]
+    least = personalize_case(bundle, None, refined, {"steps": 5}).notes["least"]
+    (row,) = least["probe and 5 steps"]
     assert row["times"] == 5 * 16 / 2
+    assert least["refinement step"][0]["times"] == 16 / 2
+
+
+def test_precisions_are_those_that_sessions_take(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    for prefers, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch_backend, "prefers_bfloat16", lambda _, found=prefers: found)
+        session = Session(tiny_bundle, engine="torch", device="cpu", progress=False)
+        assert torch_dtype(bundle, {"device": "cpu"}) == expected
+        assert str(session.torch_backend.dtype) == f"torch.{expected}"
+    assert torch_dtype(bundle, {"dtype": "float16", "device": "cpu"}) == "float16"
+    with pytest.raises(OptionError):
+        torch_dtype(bundle, {"dtype": "float8"})
+    assert room._ALWAYS_FLOAT32 == torch_backend._ALWAYS_FLOAT32
+
+
+def test_one_step_is_measured_only_where_all_steps_are_alike(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+
+    def problem(text: str, *, guided_step: bool) -> str | None:
+        asked = read_case(text, GenerateOptions)
+        return generate_case(
+            bundle, None, asked, {}, prompt="a cat", guided_step=guided_step
+        ).problem
+
+    assert problem("torch,height=64", guided_step=True) is None
+    assert "leave work out" in (problem("torch,feature_interval=2", guided_step=True) or "")
+    assert problem("torch,feature_interval=2", guided_step=False) is None
+
+
+def test_less_is_needed_where_less_is_held(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle, options = Bundle.open(tiny_bundle), PersonalizeOptions()
+    low, high = (
+        refinement_need(bundle, options, "float32", memory=memory) for memory in ("low", "high")
+    )
+    assert low < high < refinement_need(bundle, options, "float32", everywhere=True)
+    for name, size in (("unet", 4000), ("vae_decoder", 800), ("regressor", 10**9)):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "model.onnx_data").open("wb") as file:
+            file.truncate(size)
+    fixed = room.engines_need(tmp_path, 0, ())
+    assert room.engines_need(tmp_path, 7, ("unet", "vae_decoder")) - fixed == 6007
+
+
+def test_larger_values_need_more_memory(tiny_bundle: Path) -> None:
+    bundle, asked = Bundle.open(tiny_bundle), read_case("torch", GenerateOptions)
+    needs = {
+        (what, most): _scaling_need(bundle, asked, what, most)
+        for what, most in [
+            ("steps", 1), ("steps", 8), ("pictures", 1), ("pictures", 8), ("size", 32),
+            ("size", 64), ("subjects", 1), ("files", 9),
+        ]
+    }  # fmt: skip
+    assert needs["files", 9] == 0 < needs["subjects", 1]
+    assert needs["steps", 1] == needs["steps", 8] == needs["pictures", 1] == needs["size", 32]
+    assert needs["pictures", 8] > needs["pictures", 1]
+    assert needs["size", 64] > needs["size", 32]
+
+
+def test_peers_start_from_what_is_asked_for(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's name tells what is in it, so that no other settings' inputs are taken."""
+    bundle, written = Bundle.open(tiny_bundle), []
+
+    class Writer:
+        def __init__(self, case: Any) -> None:
+            written.append(case.settings)
+            Path(case.settings["inputs"]).touch()
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("benchmarks.generate.Worker", Writer)
+    setup = Setup(source=str(tiny_bundle), output=tmp_path / "a.json", height=64)
+    assert setup.drawing_options() == {"num_inference_steps": 20, "seed": 0, "height": 64}
+    one, again = (write_inputs(setup, bundle, setup.drawing_options()) for _ in range(2))
+    assert one == again
+    assert len(written) == 1
+    assert written[0]["options"]["height"] == 64
+    step = replace(setup, guided_step=True).drawing_options()
+    assert step["num_inference_steps"] == 2
+    assert replace(setup, guided_step=True, steps=5).drawing_options()["num_inference_steps"] == 5
+    with pytest.raises(OptionError, match="at least 2"):
+        replace(setup, guided_step=True, steps=1).drawing_options()
+    assert write_inputs(setup, bundle, step) != one
+    monkeypatch.setattr("benchmarks.generate.code_digest", lambda: "other code")
+    assert write_inputs(setup, bundle, setup.drawing_options()) != one
 
 
 def test_peers_that_cannot_run_say_why(
@@ -227,7 +251,7 @@ def test_peers_that_cannot_run_say_why(
     nowhere = Interpreters({}, None)
 
     def problem(name: str, where: Interpreters = nowhere) -> str | None:
-        return peer_case(name, bundle, common, tmp_path, where).problem
+        return peer_case(name, bundle, common, {"num_inference_steps": 2}, where).problem
 
     assert problem("diffusers-max-autotune") == "no GPU"
     assert problem("optimum-onnxruntime-cuda") == "no GPU"
@@ -237,5 +261,5 @@ def test_peers_that_cannot_run_say_why(
     (tmp_path / "file").write_text("")
     assert problem("diffusers-float32", Interpreters({}, tmp_path / "file")) is not None
     for peer in CATALOGUE.values():
-        assert (Path(plain.__file__).parent / "peers" / peer.script).is_file()
-        assert (Path(plain.__file__).parent / "peers" / peer.requirements).is_file()
+        assert (PEERS / peer.script).is_file()
+        assert (PEERS / peer.requirements).is_file()

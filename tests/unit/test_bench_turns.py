@@ -96,6 +96,59 @@ def test_a_stopped_run_is_gone_on_with(tmp_path: Path) -> None:
     assert log_of(tmp_path) == []
 
 
+def test_runs_with_other_settings_do_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure(tmp_path, [counting(tmp_path, "a"), counting(tmp_path, "b")])
+    (tmp_path / "log").unlink()
+    other = counting(tmp_path, "a", environment={"OTHER": "1"})
+    found = measure(tmp_path, [other, counting(tmp_path, "b")])
+    assert log_of(tmp_path) == ["a 1", "a 2", "a 3"]
+    assert found["a"]["turns"] == found["b"]["turns"] == 2
+    assert "a: 2 earlier runs dropped" in capsys.readouterr().err
+    assert "other settings" in found["a"]["started_anew"]
+    assert "started_anew" not in found["b"]
+
+
+def test_a_first_run_counts_where_there_is_no_warm_up(tmp_path: Path) -> None:
+    found = measure(tmp_path, [counting(tmp_path, "a")], warm_up=False)["a"]
+    assert found["measures"]["count"]["samples_s"] == [1.0, 2.0]
+    assert found["first"]["runs"] == 1
+
+
+def test_several_runs_a_turn(tmp_path: Path) -> None:
+    cases = [counting(tmp_path, "a"), counting(tmp_path, "b")]
+    found = measure(tmp_path, cases, repeats=3, runs_a_turn=2, one_at_a_time=True)
+    # Each first run warms up; the second round goes backwards.
+    assert log_of(tmp_path) == ["a 1", "a 2", "a 3", "b 1", "b 2", "b 3", "b 4", "a 1", "a 2"]
+    assert found["a"]["turns"] == found["b"]["turns"] == 3
+    assert found["a"]["measures"]["count"]["samples_s"] == [2.0, 3.0, 2.0]
+
+
+def test_a_case_runs_again_only_if_another_one_does(tmp_path: Path) -> None:
+    both = [counting(tmp_path, "a"), counting(tmp_path, "b")]
+    measure(tmp_path, both[:1])
+    (tmp_path / "log").unlink()
+    assert measure(tmp_path, both[:1], again=["a"])["a"]["turns"] == 2
+    assert log_of(tmp_path) == []
+    found = measure(tmp_path, both, again=["a"])
+    assert (found["a"]["turns"], found["b"]["turns"]) == (3, 2)
+    assert "a 2" in log_of(tmp_path)
+
+
+def test_a_peer_that_nobody_named_and_cannot_run_is_skipped(tmp_path: Path) -> None:
+    found = measure(tmp_path, [
+        counting(tmp_path, "unnamed", problem="no GPU", optional=True),
+        counting(tmp_path, "named", problem="no GPU"),
+        counting(tmp_path, "broken", "load", optional=True),
+    ])  # fmt: skip
+    assert found["unnamed"]["skipped"] == "no GPU"
+    assert "failed" not in found["unnamed"]
+    assert found["named"]["failed"] == "no GPU"
+    assert "cannot load" in found["broken"]["failed"]
+    assert log_of(tmp_path) == []
+
+
 def test_a_failed_case_is_tried_again(tmp_path: Path) -> None:
     assert "failed" in measure(tmp_path, [counting(tmp_path, "a", "load")])["a"]
     found = measure(tmp_path, [counting(tmp_path, "a")])["a"]
