@@ -37,8 +37,8 @@ from hbsdk.bench.machine import code_digest, digest
 from hbsdk.bench.process import Case, CaseError, Worker
 from hbsdk.bench.questions import Setup, ask_generate, drawing_prompt
 from hbsdk.bench.report import Report
-from hbsdk.bench.room import TO_DRAW, engines_need, generation_need
 from hbsdk.bundle import Bundle
+from hbsdk.room import TO_DRAW, engines_need, generation_need
 from hbsdk.runtimes import compute_capability
 
 PEERS = Path(__file__).parent / "peers"

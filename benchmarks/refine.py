@@ -33,10 +33,10 @@ from hbsdk.bench.counting import count_refinement
 from hbsdk.bench.process import Case
 from hbsdk.bench.questions import MICRO_BATCHES, Setup, ask_refine
 from hbsdk.bench.report import Report
-from hbsdk.bench.room import refinement_need
 from hbsdk.bench.table import duration
 from hbsdk.bundle import Bundle
 from hbsdk.options import PersonalizeOptions
+from hbsdk.room import refinement_need
 from hbsdk.training.machine import product_rate
 
 PLAIN = "plain loop"

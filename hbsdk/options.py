@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar, get_args
 
 from hbsdk.errors import OptionError
 
@@ -35,7 +35,7 @@ class PersonalizeOptions:
     mirror: bool = True  # every other noise level sees the photo mirrored
     weight_decay: float = 1e-2  # Source: HybridBooth, section 5.1
     timesteps_per_step: int = 16  # noise levels a step, stratified over the schedule
-    micro_batch_size: int = 16  # noise levels at once; less needs less memory, same result
+    micro_batch_size: int = 16  # noise levels at once, fewer where memory is short: same result
     mask_loss_weight: float = 1e-3  # alpha of Eq. 7
     mask_loss: Literal["area", "paper"] = "area"  # how Eq. 6 takes its means
     background_weight: float = 0.1  # of L_eps outside of the mask; 1 is Eq. 1
@@ -44,10 +44,10 @@ class PersonalizeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_whole("steps", self.steps, 0, MAX_STEPS)
-        _check_whole("timesteps_per_step", self.timesteps_per_step, 1, 256)
-        _check_whole("micro_batch_size", self.micro_batch_size, 1, 256)
-        _check_whole("seed", self.seed, 0, MAX_SEED)
+        check_whole("steps", self.steps, 0, MAX_STEPS)
+        check_whole("timesteps_per_step", self.timesteps_per_step, 1, 256)
+        check_whole("micro_batch_size", self.micro_batch_size, 1, 256)
+        check_whole("seed", self.seed, 0, MAX_SEED)
         _check_range("residual_scale", self.residual_scale, 1e-8, 1.0)
         _check_range("effective_step", self.effective_step, 0.0, 1.0)
         _check_range("word_step", self.word_step, 0.0, 1.0)
@@ -93,14 +93,14 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         _check_text("negative_prompt", self.negative_prompt or "")
-        _check_whole("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        check_whole("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _check_choice("speed", self.speed, get_args(Speed))
         if self.guidance_stop is not None:
             _check_range("guidance_stop", self.guidance_stop, 0.0, 1.0)
         if self.feature_interval is not None:
-            _check_whole("feature_interval", self.feature_interval, 1, MAX_STEPS)
-        _check_whole("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
-        _check_whole("seed", self.seed, 0, MAX_SEED)
+            check_whole("feature_interval", self.feature_interval, 1, MAX_STEPS)
+        check_whole("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
+        check_whole("seed", self.seed, 0, MAX_SEED)
         if self.guidance_scale is not None:
             _check_range("guidance_scale", self.guidance_scale, 0.0, 100.0)
         if not _is_scheduler_name(self.sampler):
@@ -147,7 +147,39 @@ def _is_scheduler_name(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier() and name.endswith("Scheduler")
 
 
-def _check_whole(name: str, value: int, low: int, high: int) -> None:
+_Options = TypeVar("_Options", PersonalizeOptions, GenerateOptions)
+
+
+def changed(kind: type[_Options], options: _Options | None, changes: dict[str, Any]) -> _Options:
+    """Return options, or the defaults, with single settings changed.
+
+    Args:
+        kind: the class.
+        options: None is the defaults.
+        changes: by field.
+
+    Raises:
+        OptionError: the options are of another class, or have no such field, or a value is out of
+            its range.
+    """
+    options = kind() if options is None else options
+    if not isinstance(options, kind):
+        raise OptionError("options", expected=f"hbsdk.{kind.__name__}", got=repr(options)[:100])
+    unknown = sorted(set(changes) - set(asdict(options)))
+    if unknown:
+        raise OptionError(
+            f"option {unknown[0]!r}", expected=f"one of {', '.join(asdict(options))}",
+            got=unknown[0], remedy=f"See hbsdk.{kind.__name__}",
+        )  # fmt: skip
+    return replace(options, **changes)
+
+
+def check_whole(name: str, value: int, low: int, high: int) -> None:
+    """Refuse what is not a whole number from `low` to `high`, both included.
+
+    Raises:
+        OptionError: it is not.
+    """
     if type(value) is not int or not low <= value <= high:
         raise OptionError(
             name,

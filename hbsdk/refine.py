@@ -33,11 +33,11 @@ _PAPER_RATE = 2e-5  # Source: HybridBooth, section 5.1
 
 @dataclass(frozen=True)
 class EncodedReference:
-    """What of one photo does not change while it is refined, computed once.
+    """What of photos does not change while they are refined, computed once.
 
-    latents: (1, C, h, w) clean and scaled. mask: (1, 1, h, w) in [0, 1]. features: N = 1.
-    ids: (1, tokens) int64, the prompt. positions: (1, n) int64, the subject's places.
-    mirrored: (1, C, h, w), the latents of the photo mirrored, or None.
+    latents: (N, C, h, w) clean and scaled. mask: (N, 1, h, w) in [0, 1]. features: of N.
+    ids: (N, tokens) int64, the prompt. positions: (N, n) int64, the subject's places.
+    mirrored: (N, C, h, w), the latents of the photos mirrored, or None.
     """
 
     latents: Tensor
@@ -46,6 +46,18 @@ class EncodedReference:
     ids: Tensor
     positions: Tensor
     mirrored: Tensor | None = None
+
+    def only(self, row: int) -> EncodedReference:
+        """Return one photo's, N = 1: what is refined at a time."""
+        rows = slice(row, row + 1)
+        return EncodedReference(
+            latents=self.latents[rows],
+            mask=self.mask[rows],
+            features=ImageFeatures(self.features.clip[rows], self.features.dino[rows]),
+            ids=self.ids[rows],
+            positions=self.positions[rows],
+            mirrored=None if self.mirrored is None else self.mirrored[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ def predict_words(
     residual_scale: float = 1.0,
     regions: Tensor | None = None,
 ) -> Tensor:
-    """Return the words, (1, n, d) float32, with W + lambda dW in place of W (Eq. 5).
+    """Return the words, (N, n, d) float32, with W + lambda dW in place of W (Eq. 5).
 
     The regressor itself is not changed: threads may share it. `regions`, of the reference, are
     computed if they are not given; where only the head's W moves they stay the same.
@@ -125,7 +137,7 @@ def refine(
     Args:
         regressor: in float32, so that W + lambda dW is not rounded away; not changed.
         denoiser: frozen.
-        reference: the photo, encoded.
+        reference: the photo, encoded; N = 1.
         options: `steps` >= 1.
         on_step: called with 1, 2, ... after each step.
 

@@ -6,10 +6,10 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,9 @@ from tqdm import tqdm
 from hbsdk.backends.base import Backend, Memory
 from hbsdk.backends.choose import Engine, choose, open_backend, open_torch
 from hbsdk.bundle import Bundle, Source
-from hbsdk.errors import OptionError, SubjectError
+from hbsdk.errors import SubjectError
 from hbsdk.generate import (
+    Canvas,
     canvas_of,
     check_prompts,
     denoise,
@@ -28,12 +29,14 @@ from hbsdk.generate import (
     text_states,
     tokenize,
 )
-from hbsdk.image import ImageInput, load_photo, make_reference
-from hbsdk.mask import check_latent_coverage, find_mask
-from hbsdk.options import GenerateOptions, PersonalizeOptions
+from hbsdk.image import ImageInput, load_photo
+from hbsdk.mask import find_mask
+from hbsdk.options import GenerateOptions, PersonalizeOptions, changed, check_whole
+from hbsdk.personalize import PreparedPhoto, prepare_photo, prepare_photos, subject_of
+from hbsdk.room import check_room_to_draw
 from hbsdk.schedule import Sampler, make_schedule
 from hbsdk.speed import pace_of
-from hbsdk.subject import Subject, check_name
+from hbsdk.subject import Subject
 from hbsdk.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
     from hbsdk.backends.torch import DType, TorchBackend
 
 OnStepEnd = Callable[["Session", int, float, dict[str, Any]], "dict[str, Any] | None"]
-_Options = TypeVar("_Options", PersonalizeOptions, GenerateOptions)
 
 
 class Session:
@@ -155,33 +157,76 @@ class Session:
             PromptError: `options.prompt` does not hold the subject just once.
             BundleError: the bundle cannot personalize.
         """
-        chosen = _changed(PersonalizeOptions, options, changes)
-        name = name.lower() if isinstance(name, str) else name
-        check_name(name)
-        photo = load_photo(image)
-        found = find_mask(photo, mask, segmenter=chosen.segmenter)
-        reference = make_reference(photo, found.values, size=self.bundle.info.image_size_px)
-        check_latent_coverage(reference.mask, factor=self.bundle.info.vae_scale_factor)
-        number = self.bundle.info.num_words
-        prompt = tokenize(self.tokenizer, chosen.prompt, {"s*": number, f"<{name}>": number})
+        chosen = changed(PersonalizeOptions, options, changes)
+        photo = prepare_photo(self.bundle, image, mask, name, chosen)
+        (subject,) = self._personalize([photo], chosen)
+        return subject
+
+    def personalize_batch(
+        self,
+        images: Iterable[ImageInput],
+        masks: Iterable[ImageInput | None] | None = None,
+        *,
+        names: Iterable[str] | None = None,
+        batch_size: int = 8,
+        options: PersonalizeOptions | None = None,
+        **changes: Any,
+    ) -> Iterator[Subject]:
+        """Turn many photos into subjects, `batch_size` at once; made as they are asked for.
+
+        Memory does not grow with their number, and a photo that cannot be used takes no subjects
+        with it but those of its own batch.
+
+        Args:
+            images: as of `personalize`; loaded as they are needed.
+            masks: as many, each as of `personalize`; None is none.
+            names: as many; None is "subject-1" and so on.
+            batch_size: photos that are encoded and probed at once; refinement is of one at a time.
+            options: of all.
+            **changes: single settings of `PersonalizeOptions`.
+
+        Yields:
+            Subjects, in order.
+
+        Raises:
+            OptionError: also where masks or names are not as many as the photos.
+            ImageError, MaskError, SubjectError, PromptError, BundleError: as `personalize`; the
+                message says which photo.
+        """
+        chosen = changed(PersonalizeOptions, options, changes)
+        check_whole("batch_size", batch_size, 1, 1024)
+        photos = prepare_photos(self.bundle, images, masks, names, chosen)
+        return self._in_batches(photos, batch_size, chosen)
+
+    def _in_batches(
+        self, photos: Iterator[PreparedPhoto], size: int, options: PersonalizeOptions
+    ) -> Iterator[Subject]:
+        while batch := list(islice(photos, size)):
+            yield from self._personalize(batch, options)
+
+    def _personalize(
+        self, photos: Sequence[PreparedPhoto], options: PersonalizeOptions
+    ) -> Iterator[Subject]:
+        """Encode photos together and refine them one by one; the lock is not held in between."""
+        number, names = self.bundle.info.num_words, {photo.name for photo in photos}
+        runs = {"s*": number, **{f"<{name}>": number for name in names}}
+        prompt = tokenize(self.tokenizer, options.prompt, runs)
+        references = [photo.reference for photo in photos]
+        if options.steps == 0:
+            with self._lock:
+                every = self.backend.probe(self.backend.encode_references(references, prompt))
+            for photo, words in zip(photos, every, strict=True):
+                yield subject_of(self.bundle, photo, words, options)
+            return
+        torch_backend = self.torch_backend
         with self._lock:
-            if chosen.steps == 0:
-                words = self.backend.probe(self.backend.encode_reference(reference, prompt))
-                report = None
-            else:
-                encoded = self.torch_backend.encode_reference(
-                    reference, prompt, mirrored=chosen.mirror
+            encoded = torch_backend.encode_references(references, prompt, mirrored=options.mirror)
+        for row, photo in enumerate(photos):
+            with self._lock, self._bar(options.steps, "refining") as advance:
+                words, report = torch_backend.refine(
+                    encoded.only(row), options, lambda _: advance()
                 )
-                with self._bar(chosen.steps, "refining") as advance:
-                    words, report = self.torch_backend.refine(encoded, chosen, lambda _: advance())
-        metadata = {
-            "bundle": self.bundle.info.name,
-            "bundle_hash": self.bundle.hash,
-            "class_word": self.bundle.info.class_word,
-            "mask": found.source,
-            **{key: str(value) for key, value in asdict(chosen).items()},
-        }
-        return Subject(words=words, name=name, metadata=metadata, report=report)
+            yield subject_of(self.bundle, photo, words, options, report)
 
     def generate(
         self,
@@ -216,7 +261,7 @@ class Session:
             SubjectError: the subject is of another width than the bundle.
             OptionError: a setting is out of range.
         """
-        chosen = _changed(GenerateOptions, options, changes)
+        chosen = changed(GenerateOptions, options, changes)
         subjects = _as_list(subject)
         for one in subjects:
             self._check_width(one)
@@ -239,6 +284,8 @@ class Session:
         own = self.bundle.info.guidance_scale
         scale = own if options.guidance_scale is None else options.guidance_scale
         backend, steps, run = self._sampler(options, generator)
+        if backend.name == "torch":  # engines take what their recipe allows
+            check_room_to_draw(cast("TorchBackend", backend), Canvas(*noise.shape[1:]), len(noise))
         with self._lock:
             states = text_states(
                 backend, self.tokenizer, prompt, subjects, options, guided=scale > 1.0
@@ -323,19 +370,3 @@ def _as_list(subject: Subject | Iterable[Subject] | None) -> list[Subject]:
                 remedy="Load a file with hbsdk.Subject.load(path)",
             )  # fmt: skip
     return subjects
-
-
-def _changed(kind: type[_Options], options: _Options | None, changes: dict[str, Any]) -> _Options:
-    """Return the options, or the defaults, with single settings changed."""
-    options = kind() if options is None else options
-    if not isinstance(options, kind):
-        raise OptionError("options", expected=f"hbsdk.{kind.__name__}", got=repr(options)[:100])
-    unknown = set(changes) - set(asdict(options))
-    if unknown:
-        raise OptionError(
-            f"option {sorted(unknown)[0]!r}",
-            expected=f"one of {', '.join(asdict(options))}",
-            got=sorted(unknown)[0],
-            remedy=f"See hbsdk.{type(options).__name__}",
-        )
-    return replace(options, **changes)

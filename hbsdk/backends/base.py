@@ -43,11 +43,11 @@ class Backend(Protocol):
     def load_all(self) -> None:
         """Load every network that probe and generation use."""
 
-    def encode_reference(self, reference: Reference, prompt: PromptTokens) -> Any:
-        """Compute what of a photo the probe and refinement need; `prompt` holds one subject."""
+    def encode_references(self, references: Sequence[Reference], prompt: PromptTokens) -> Any:
+        """Compute what of N photos the probe and refinement need; `prompt` holds one subject."""
 
-    def probe(self, reference: Any) -> Floats:
-        """Return the regressor's words for an encoded photo, (n, d) float32 (Eq. 4)."""
+    def probe(self, references: Any) -> Floats:
+        """Return the regressor's words for encoded photos, (N, n, d) float32 (Eq. 4)."""
 
     def encode_prompts(
         self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats], copies: int

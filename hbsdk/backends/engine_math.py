@@ -50,14 +50,15 @@ def latent_scale(bundle: Bundle) -> LatentScale:
     )
 
 
-def reference_pixels(reference: Reference) -> Floats:
-    """Return a reference's picture as engines take it, (1, 3, H, W) float32 in [-1, 1]."""
-    return np.ascontiguousarray(reference.pixels.transpose(2, 0, 1)[None], np.float32)
+def reference_pixels(references: Sequence[Reference]) -> Floats:
+    """Return references' pictures as engines take them, (N, 3, H, W) float32 in [-1, 1]."""
+    pixels = np.stack([one.pixels for one in references])
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
 
 
-def reference_mask(reference: Reference) -> Floats:
-    """Return a reference's mask as engines take it, (1, 1, H, W) float32 in [0, 1]."""
-    return np.ascontiguousarray(reference.mask[None, None], np.float32)
+def reference_mask(references: Sequence[Reference]) -> Floats:
+    """Return references' masks as engines take them, (N, 1, H, W) float32 in [0, 1]."""
+    return np.stack([one.mask for one in references])[:, None].astype(np.float32)
 
 
 def latent_mode(parameters: Array, scale: LatentScale) -> Floats:

@@ -35,9 +35,9 @@ from hbsdk.text import PromptTokens
 
 @dataclass(frozen=True)
 class EngineReference:
-    """A photo as the regressor's engine takes it.
+    """Photos as the regressor's engine takes them.
 
-    latents: (1, C, h, w). clip, dino: (1, T, width).
+    latents: (N, C, h, w). clip, dino: (N, T, width).
     """
 
     latents: Floats
@@ -135,29 +135,39 @@ class EngineBackend(ABC):
             if name in self.engines.specs:
                 self.load(name)
 
-    def encode_reference(self, reference: Reference, prompt: PromptTokens) -> EngineReference:
-        """Encode a photo for the probe; the prompt plays no part in that."""
+    def encode_references(
+        self, references: Sequence[Reference], prompt: PromptTokens
+    ) -> EngineReference:
+        """Encode N photos for the probe; the prompt plays no part in that."""
         del prompt
-        pixels = reference_pixels(reference)
-        spec = self.spec("image_features")
-        feeds: dict[str, Array] = {"pixels": pixels}
-        if any(tensor.name == "mask" for tensor in spec.inputs):
-            feeds["mask"] = reference_mask(reference)
-        features = self.run("image_features", feeds)
-        encoded = self.run("vae_encoder", {"sample": pixels})["latent_parameters"]
+        feeds: dict[str, Array] = {"pixels": reference_pixels(references)}
+        if any(tensor.name == "mask" for tensor in self.spec("image_features").inputs):
+            feeds["mask"] = reference_mask(references)
+        features = self._run_in_batches("image_features", "photos", feeds)
+        sample = {"sample": feeds["pixels"]}
+        encoded = self._run_in_batches("vae_encoder", "photos", sample)["latent_parameters"]
         self._release("image_features", "vae_encoder")
         return EngineReference(
             latent_mode(encoded, self._scale), features["clip"], features["dino"]
         )
 
-    def probe(self, reference: EngineReference) -> Floats:
-        """Return the regressor's words, (n, d)."""
+    def probe(self, references: EngineReference) -> Floats:
+        """Return the regressor's words for N photos, (N, n, d)."""
         feeds = {
-            "latents": reference.latents, "clip": reference.clip, "dino": reference.dino
+            "latents": references.latents, "clip": references.clip, "dino": references.dino
         }  # fmt: skip
-        words: Floats = self.run("regressor", feeds)["words"][0].astype(np.float32)
+        words = self._run_in_batches("regressor", "photos", feeds)["words"]
         self._release("regressor")
-        return words
+        return words.astype(np.float32)
+
+    def _run_in_batches(self, name: str, axis: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run an engine on as many rows at once as it takes, whatever number there is."""
+        count = len(next(iter(feeds.values())))
+        parts = [
+            self.run(name, {key: value[rows] for key, value in feeds.items()})
+            for rows in batches(self.spec(name), axis, count)
+        ]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def encode_prompts(
         self, prompts: Sequence[PromptTokens], words: Mapping[str, Floats], copies: int
@@ -184,10 +194,7 @@ class EngineBackend(ABC):
 
     def decode(self, latents: Any) -> Floats:
         """Return (N, H, W, 3) float32 pictures in [0, 1]."""
-        samples = decoder_latents(self.to_host(latents), self._scale)
-        pictures = [
-            self.run("vae_decoder", {"latent_sample": samples[part]})["sample"]
-            for part in batches(self.spec("vae_decoder"), "images", len(samples))
-        ]
+        samples = {"latent_sample": decoder_latents(self.to_host(latents), self._scale)}
+        pictures = self._run_in_batches("vae_decoder", "images", samples)["sample"]
         self._release("vae_decoder")
-        return unit_pictures(np.concatenate(pictures))
+        return unit_pictures(pictures)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
@@ -21,6 +22,7 @@ from hbsdk.image import Reference
 from hbsdk.objective import Denoiser, latent_mask
 from hbsdk.options import PersonalizeOptions
 from hbsdk.refine import EncodedReference, RefinementReport, predict_words, refine
+from hbsdk.room import fit_refinement
 from hbsdk.text import PromptTokens
 from hbsdk.text_encoder import encode_prompts
 
@@ -95,6 +97,10 @@ class TorchBackend:
             self._loaded[name] = network
         return self._loaded[name]
 
+    def has_loaded(self, name: str) -> bool:
+        """Return whether a network is in memory."""
+        return name in self._loaded
+
     def load_all(self) -> None:
         """Load every network that the bundle has."""
         for name in _NETWORKS:
@@ -116,10 +122,10 @@ class TorchBackend:
         return self._scheduler
 
     @torch.no_grad()
-    def encode_reference(
-        self, reference: Reference, prompt: PromptTokens, *, mirrored: bool = False
+    def encode_references(
+        self, references: Sequence[Reference], prompt: PromptTokens, *, mirrored: bool = False
     ) -> EncodedReference:
-        """Encode a photo for the probe and for refinement, `mirrored` for the latter also so.
+        """Encode N photos for the probe and for refinement, `mirrored` for the latter also so.
 
         `prompt` holds one subject, once. The regressor is loaded first: a bundle without one
         says so before any work is done.
@@ -127,10 +133,11 @@ class TorchBackend:
         Raises:
             PromptError: the prompt holds no subject, or more than one.
         """
-        where = _only_place(prompt)
+        where, count = _only_place(prompt), len(references)
         self.network("regressor")
-        pixels = torch.from_numpy(reference.pixels).permute(2, 0, 1)[None].to(self.device)
-        mask = torch.from_numpy(reference.mask)[None, None].to(self.device)
+        pixels = torch.from_numpy(np.stack([one.pixels for one in references]))
+        pixels = pixels.permute(0, 3, 1, 2).to(self.device)
+        mask = torch.from_numpy(np.stack([one.mask for one in references]))[:, None].to(self.device)
         features = extract_features(
             self.network("image_encoder"), self.network("dino"), pixels, mask,
             background=self.bundle.info.background,
@@ -139,12 +146,12 @@ class TorchBackend:
         shown = torch.cat([pixels, pixels.flip(-1)]) if mirrored else pixels
         latents = self.encode_image(shown)
         return EncodedReference(
-            latents=latents[:1],
-            mirrored=latents[1:] if mirrored else None,
+            latents=latents[:count],
+            mirrored=latents[count:] if mirrored else None,
             mask=latent_mask(mask, *latents.shape[-2:]),
             features=features.to(torch.float32),
-            ids=torch.from_numpy(prompt.ids)[None].to(self.device),
-            positions=torch.tensor([where], device=self.device),
+            ids=torch.from_numpy(prompt.ids).expand(count, -1).to(self.device),
+            positions=torch.tensor([where], device=self.device).expand(count, -1),
         )
 
     @torch.no_grad()
@@ -162,8 +169,8 @@ class TorchBackend:
 
     @torch.no_grad()
     def probe(self, reference: EncodedReference) -> Floats:
-        """Return the regressor's words, (n, d)."""
-        words = predict_words(self.network("regressor"), reference)[0]
+        """Return the regressor's words for N photos, (N, n, d)."""
+        words = predict_words(self.network("regressor"), reference)
         self._release("regressor")
         return words.cpu().numpy()
 
@@ -173,7 +180,12 @@ class TorchBackend:
         options: PersonalizeOptions,
         on_step: Callable[[int], None],
     ) -> tuple[Floats, RefinementReport]:
-        """Return the refined words, (n, d), and what refinement did."""
+        """Return the refined words of one photo, (n, d), and what refinement did.
+
+        Raises:
+            OptionError: there is not enough memory for even one noise level at once.
+        """
+        options = fit_refinement(self, options)
         denoiser = Denoiser(self.network("unet"), self.network("text_encoder"), self.scheduler)
         with torch.enable_grad():
             words, report = refine(self.network("regressor"), denoiser, reference, options, on_step)

@@ -12,7 +12,12 @@ from typing import Any
 from hbsdk.backends.choose import candidates, choose
 from hbsdk.bench.machine import files_digest, memory_bytes
 from hbsdk.bench.process import Case
-from hbsdk.bench.room import (
+from hbsdk.bench.tasks import REFINEMENT_STEP, is_exact, whole_refinement
+from hbsdk.bundle import Bundle
+from hbsdk.engine_folder import EngineFolder
+from hbsdk.errors import HbsdkError, OptionError
+from hbsdk.options import GenerateOptions, PersonalizeOptions
+from hbsdk.room import (
     TO_DRAW,
     engines_need,
     generation_need,
@@ -20,11 +25,6 @@ from hbsdk.bench.room import (
     weights_bytes,
     without_room,
 )
-from hbsdk.bench.tasks import REFINEMENT_STEP, is_exact, whole_refinement
-from hbsdk.bundle import Bundle
-from hbsdk.engine_folder import EngineFolder
-from hbsdk.errors import HbsdkError, OptionError
-from hbsdk.options import GenerateOptions, PersonalizeOptions
 
 _TASKS = "hbsdk.bench.tasks"
 _SESSION = ("engine", "engines", "device", "dtype", "memory")

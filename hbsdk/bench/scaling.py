@@ -14,11 +14,11 @@ import numpy as np
 
 import hbsdk
 from hbsdk.bench.child import peak_rss_bytes
-from hbsdk.bench.many_subjects import probe_many, references_of
 from hbsdk.bench.stopwatch import synchronise
-from hbsdk.bench.tasks import TO_GENERATE, TO_PROBE, load, open_session
+from hbsdk.bench.tasks import TO_GENERATE, TO_PROBE, draw_photo, load, open_session
 
 _AT_ONCE = 10  # subjects: more are probed in batches of so many
+_PHOTOS = 10  # different ones; more subjects take turns with them
 
 
 class Scaling:
@@ -31,7 +31,7 @@ class Scaling:
         self.what, self.numbers = settings["what"], settings["numbers"]
         self.session = open_session(settings)
         if self.what == "subjects":
-            load(self.session.torch_backend, TO_PROBE)
+            load(self.session.backend, TO_PROBE)
         elif self.what != "files":
             load(self.session.backend, TO_GENERATE)
 
@@ -66,12 +66,15 @@ class Scaling:
         return {f"{number} px": seconds}
 
     def _subjects(self, number: int) -> dict[str, float]:
-        references = references_of(self.session, number)
+        size = self.session.bundle.info.image_size_px
+        drawn = [draw_photo(size, index) for index in range(min(number, _PHOTOS))]
+        photos, masks = zip(*(drawn[index % len(drawn)] for index in range(number)), strict=True)
         synchronise()
         started = time.perf_counter()
-        words = probe_many(self.session, references, _AT_ONCE)
+        made = self.session.personalize_batch(photos, masks, batch_size=_AT_ONCE, steps=0)
+        count = sum(1 for _ in made)
         synchronise()
-        assert len(words) == number
+        assert count == number
         return {f"{number} subjects": time.perf_counter() - started}
 
     def _threads(self, number: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hbsdk.session import Session
 
-_STAGES = ("encode_reference", "probe", "refine", "encode_prompts", "decode")
+_STAGES = ("encode_references", "probe", "refine", "encode_prompts", "decode")
 
 
 def synchronise() -> None:

@@ -14,12 +14,12 @@ import torch
 
 from hbsdk.bundle import Bundle
 from hbsdk.errors import OptionError
-from hbsdk.options import _check_whole
+from hbsdk.options import check_whole
 from hbsdk.regressor import PromptRegressor
+from hbsdk.room import available_bytes
 from hbsdk.training.loop import train
 from hbsdk.training.machine import (
     DTYPES,
-    available_bytes,
     device_name,
     peak_memory_bytes,
     product_rate,
@@ -134,8 +134,8 @@ def estimate(
         TrainingStoppedError: a signal came while it was measured.
     """
     _check_alone()
-    _check_whole("steps", steps, 1, _MOST_MEASURED)
-    _check_whole("warm_up", warm_up, 1, _MOST_MEASURED)
+    check_whole("steps", steps, 1, _MOST_MEASURED)
+    check_whole("warm_up", warm_up, 1, _MOST_MEASURED)
     start = Start() if start is None else start
     on_stage(f"calculating a step of {bundle.info.name}")
     device = training_device()

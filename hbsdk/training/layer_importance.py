@@ -236,7 +236,7 @@ def _encode(backend: TorchBackend, pixels: Any, mask: Any, prompt: str) -> Encod
     tokens = tokenize_prompt(
         backend.bundle.load_tokenizer(), prompt, {"s*": backend.bundle.info.num_words}
     )
-    return backend.encode_reference(shown, tokens)
+    return backend.encode_references([shown], tokens)
 
 
 def _held_loss(

@@ -61,20 +61,6 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2.0 * side**3 * count / (time.perf_counter() - started)
 
 
-def available_bytes(device: torch.device) -> int | None:
-    """Return the memory that is free for a training, or None where it cannot be told.
-
-    Args:
-        device: to train on.
-    """
-    if device.type == "cpu":
-        return _kib_of("/proc/meminfo", "MemAvailable")
-    try:
-        return int(torch.accelerator.get_memory_info(device)[0])
-    except RuntimeError:  # of an accelerator that does not count it
-        return None
-
-
 def _kib_of(path: str, key: str) -> int | None:
     """Return a line of a /proc file in bytes."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hbsdk.options import MAX_SEED, _check_choice, _check_range, _check_whole
+from hbsdk.options import MAX_SEED, _check_choice, _check_range, check_whole
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 OptimizerKind = Literal["adamw", "muon"]
@@ -60,7 +60,7 @@ class TrainOptions:
             ("log_steps", 1, _MAX_STEPS),
             ("sample_steps", 0, _MAX_STEPS),
         ):
-            _check_whole(name, getattr(self, name), low, high)
+            check_whole(name, getattr(self, name), low, high)
         for name, least, most in (
             ("learning_rate", 0.0, 1.0),
             ("muon_rate", 0.0, 1.0),

@@ -12,7 +12,7 @@ from hbsdk.bundle_check import config_of, part_of
 from hbsdk.bundle_info import MAX_WORDS
 from hbsdk.errors import OptionError, TrainingError
 from hbsdk.features import Encoders
-from hbsdk.options import _check_choice, _check_whole
+from hbsdk.options import _check_choice, check_whole
 from hbsdk.regressor import PromptRegressor
 
 StartFrom = Literal["unet", "bundle"]
@@ -41,7 +41,7 @@ class Start:
     def __post_init__(self) -> None:
         _check_choice("start", self.source, get_args(StartFrom))
         if self.num_words is not None:
-            _check_whole("num_words", self.num_words, 1, MAX_WORDS)
+            check_whole("num_words", self.num_words, 1, MAX_WORDS)
         if self.encoders is not None:
             _check_choice("encoders", self.encoders, get_args(Encoders))
 

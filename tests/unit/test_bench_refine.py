@@ -97,7 +97,7 @@ def test_steps_are_timed_apart_from_the_loss_before_and_after(tiny_bundle: Path)
         samples, stages = answer["samples"], answer["stages"]
         assert len(samples["refinement step"]) == 2
         assert sum(samples["refinement step"]) == pytest.approx(stages["steps"])
-        assert list(stages) == ["encode_reference", "steps", "loss before and after", "host"]
+        assert list(stages) == ["encode_references", "steps", "loss before and after", "host"]
         whole = samples["probe and 2 steps"][0]
         assert sum(stages.values()) == pytest.approx(whole, rel=0.02)
         assert 0.0 < stages["steps"] < whole

@@ -36,7 +36,7 @@ def test_stages_add_up_to_the_whole(tiny_bundle: Path) -> None:
     photo, mask = draw_photo(32)
     watch.start()
     session.personalize(photo, mask, steps=1, timesteps_per_step=2)
-    assert list(watch.stages()) == ["encode_reference", "refine", "host"]
+    assert list(watch.stages()) == ["encode_references", "refine", "host"]
 
 
 @pytest.mark.parametrize("options", [{}, {"feature_interval": 2}, {"guidance_stop": 0.5}])

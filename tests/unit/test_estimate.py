@@ -18,11 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hbsdk.bundle import Bundle
 from hbsdk.errors import BundleError, OptionError, TrainingError
 from hbsdk.regressor import PromptRegressor
+from hbsdk.room import available_bytes
 from hbsdk.training import estimate as module
 from hbsdk.training.estimate import Estimate, estimate, estimate_sd15
 from hbsdk.training.machine import (
     DTYPES,
-    available_bytes,
     device_name,
     peak_memory_bytes,
     product_rate,

@@ -68,7 +68,7 @@ def test_the_probe_is_the_regressors_word_on_what_the_encoders_see(session, phot
     backend = session.backend
     reference = make_reference(load_photo(photo), mask // 255, size=IMAGE_SIZE)
     tokens = tokenize_prompt(session.tokenizer, "a photo of S*", {"s*": 5})
-    encoded = backend.encode_reference(reference, tokens)
+    encoded = backend.encode_references([reference], tokens)
     pixels = torch.from_numpy(reference.pixels).permute(2, 0, 1)[None]
     vae, regressor = session.bundle.load_vae(), session.bundle.load_regressor()
     with torch.no_grad():

@@ -48,10 +48,10 @@ def test_pictures_are_encoded_as_the_session_does(bundle, networks, pairs, backg
     )
     for row, pair in enumerate(pairs):
         prompt = tokenize_prompt(bundle.load_tokenizer(), pair.prompt, {"s*": WORDS})
-        reference = backend.encode_reference(
-            as_reference(pair.reference, pair.reference_mask), prompt
+        reference = backend.encode_references(
+            [as_reference(pair.reference, pair.reference_mask)], prompt
         )
-        target = backend.encode_reference(as_reference(pair.target, pair.target_mask), prompt)
+        target = backend.encode_references([as_reference(pair.target, pair.target_mask)], prompt)
         close(encoded.latents[row], reference.latents[0])
         close(encoded.features.clip[row], reference.features.clip[0])
         close(encoded.features.dino[row], reference.features.dino[0])
