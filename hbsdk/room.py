@@ -29,8 +29,8 @@ TO_DRAW = ("text_encoder", "unet", "vae_decoder")  # folders of engines
 _TO_DRAW = ("text_encoder", "unet", "vae")  # in torch
 _TO_REFINE = ("text_encoder", "unet", "regressor")  # what is held at once where memory is low
 _NETWORKS = ("text_encoder", "unet", "vae", "image_encoder", "dino", "regressor")
-# Numbers that live at once, by latent cell (or pixel) and channel of the first level, at most: 1.4 to
-# 4 times what is counted at SD 1.5's size and at mini's. What fits these is not counted at all.
+# Numbers that live at once, by latent cell (or pixel) and channel of the first level, at most: 1.4
+# to 4 times what is counted at SD 1.5's size and at mini's. What fits these is not counted at all.
 _WHILE_REFINING, _WHILE_DENOISING, _WHILE_DECODING = 900, 200, 16
 
 

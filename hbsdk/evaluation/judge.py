@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hbsdk.bundle_info import check_rules, read_json, sha256_of, shown
 from hbsdk.errors import BundleError, EvaluationError
-from hbsdk.evaluation.subjects import Pixels as Pixels  # train_judge.py takes it from here
+from hbsdk.evaluation.subjects import Pixels
 
 JUDGE = Path(__file__).parents[1] / "mini" / "judge"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

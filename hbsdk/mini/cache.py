@@ -104,7 +104,7 @@ def _chunks(folder: Path, identities: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def load_cache(folder: Path, identities: int) -> Pictures:
-    """Load the first `identities` (a multiple of 500) characters, 0.15 MB each."""
+    """Load the first `identities` characters, 0.15 MB each."""
     chunks = list(_chunks(folder, identities))
     return Pictures(
         pixels=np.concatenate([chunk["pixels"] for chunk in chunks]),

@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)}; default: all")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--bundle", type=Path, default=WEIGHTS)
-    parser.add_argument("--identities", type=int, default=12_000, help="a multiple of 500")
+    parser.add_argument("--identities", type=int, default=12_000, help="characters to draw")
     parser.add_argument("--steps", type=int, help="in place of the stage's own number of steps")
     parser.add_argument(
         "--go-on", action="store_true", help="start stages from the bundle's weights, not random"

@@ -15,6 +15,7 @@ from hbsdk.features import CLIP_MEAN, CLIP_STD, encoder_pixels
 from hbsdk.mini.cache import Pictures
 from hbsdk.mini.train_vae import to_tensor
 from hbsdk.mini.training_loop import Plan, Stage
+from hbsdk.training.world_source import VALIDATION_IDENTITIES
 
 PLAN = Plan(steps=900, learning_rate=2e-3, muon_rate=2e-3, warmup_steps=100)
 BATCH_SIZE = 192
@@ -67,7 +68,7 @@ def stage(
         return F.normalize(texts.float(), dim=-1), F.normalize(images.float(), dim=-1)
 
     def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        who = rng.choice(identities - 64, size=BATCH_SIZE, replace=False)
+        who = rng.choice(identities - VALIDATION_IDENTITIES, size=BATCH_SIZE, replace=False)
         which = rng.integers(count, size=BATCH_SIZE)
         told = rng.integers(tokens.shape[2] - 1, size=BATCH_SIZE)
         # The text tower is causal: what follows the longest caption changes nothing.
@@ -82,9 +83,9 @@ def stage(
 
     @torch.no_grad()
     def figures() -> dict[str, float]:
-        ids = torch.from_numpy(tokens[-64:, -1, 0].astype(np.int64))
-        texts, images = embed(ids, to_tensor(pictures.pixels[-64:, -1]))
-        right = (texts @ images.T).argmax(1) == torch.arange(64)
+        ids = torch.from_numpy(tokens[-VALIDATION_IDENTITIES:, -1, 0].astype(np.int64))
+        texts, images = embed(ids, to_tensor(pictures.pixels[-VALIDATION_IDENTITIES:, -1]))
+        right = (texts @ images.T).argmax(1) == torch.arange(VALIDATION_IDENTITIES)
         return {"held_out_accuracy_of_64": right.float().mean().item()}
 
     modules = nn.ModuleDict({"text": text, "vision": vision, "projections": projections})

@@ -19,6 +19,7 @@ from hbsdk.mini.cache import REFERENCES, Pictures
 from hbsdk.mini.train_clip import random_crop
 from hbsdk.mini.train_vae import to_tensor
 from hbsdk.mini.training_loop import Plan, Stage
+from hbsdk.training.world_source import VALIDATION_IDENTITIES
 
 PLAN = Plan(steps=1800, learning_rate=2e-3, muon_rate=2e-3, warmup_steps=100)
 BATCH_SIZE = 96  # identities, two pictures of each
@@ -58,11 +59,11 @@ def encode(dino: Dinov2Model, batch: Tensor) -> Tensor:
 
 
 def stage(dino: Dinov2Model, heads: DinoHeads, pictures: Pictures, plan: Plan = PLAN) -> Stage:
-    """Train on all pictures but those of the last 64 identities, which give the figures."""
+    """Train on all pictures but those of the last identities, which give the figures."""
     identities, count = pictures.pixels.shape[:2]
 
     def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        who = rng.choice(identities - 64, size=BATCH_SIZE, replace=False)
+        who = rng.choice(identities - VALIDATION_IDENTITIES, size=BATCH_SIZE, replace=False)
         which = np.stack([rng.permutation(count)[:2] for _ in who])
         pixels = pictures.pixels[who[:, None], which].transpose(1, 0, 2, 3, 4)  # view-major
         batch = random_crop(rng, to_tensor(pixels.reshape(-1, *pixels.shape[2:])))
@@ -87,9 +88,11 @@ def stage(dino: Dinov2Model, heads: DinoHeads, pictures: Pictures, plan: Plan = 
 
 @torch.no_grad()
 def figures(dino: Dinov2Model, pictures: Pictures) -> dict[str, float]:
-    """Return how often a reference of 64 unseen identities finds its identity's other picture."""
-    queries = encode(dino, to_tensor(pictures.pixels[-64:, -1]))[:, 0]
-    gallery = encode(dino, to_tensor(pictures.pixels[-64:, REFERENCES - 1]))[:, 0]
+    """Return how often a reference of unseen identities finds its identity's other picture."""
+    queries = encode(dino, to_tensor(pictures.pixels[-VALIDATION_IDENTITIES:, -1]))[:, 0]
+    gallery = encode(dino, to_tensor(pictures.pixels[-VALIDATION_IDENTITIES:, REFERENCES - 1]))[
+        :, 0
+    ]
     similar = F.normalize(queries, dim=-1) @ F.normalize(gallery, dim=-1).T
-    right = similar.argmax(1) == torch.arange(64)
+    right = similar.argmax(1) == torch.arange(VALIDATION_IDENTITIES)
     return {"held_out_retrieved_of_64": right.float().mean().item()}

@@ -11,6 +11,7 @@ from transformers import CLIPTextModel
 
 from hbsdk.mini.train_clip import Tokens
 from hbsdk.mini.training_loop import Plan, Stage
+from hbsdk.training.world_source import VALIDATION_IDENTITIES
 
 PLAN = Plan(steps=11_400, learning_rate=1e-3, muon_rate=1.5e-3, warmup_steps=200, ema_decay=0.999)
 BATCH_SIZE = 96
@@ -60,7 +61,7 @@ def stage(
     encode = torch.compile(text) if compiled else text  # a quarter of a step
 
     def loss(rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        who = rng.integers(identities - 64, size=BATCH_SIZE)
+        who = rng.integers(identities - VALIDATION_IDENTITIES, size=BATCH_SIZE)
         which = rng.integers(count, size=BATCH_SIZE)
         told = rng.integers(tokens.shape[2] - 1, size=BATCH_SIZE)
         ids = tokens[who, which, told].astype(np.int64)

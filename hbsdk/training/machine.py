@@ -92,6 +92,9 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     Args:
         device: to measure.
+
+    Returns:
+        Bytes; 0 where the system does not tell.
     """
     if device.type != "cpu":
         with contextlib.suppress(RuntimeError):
@@ -99,8 +102,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     peak = _kib_of("/proc/self/status", "VmHWM")
     if peak is not None:
         return peak
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
