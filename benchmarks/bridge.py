@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hbsdk.bench.answer import psnr_db
 from hbsdk.bench.machine import describe
-from hbsdk.bench.report import write_whole
+from hbsdk.bench.report import write_result
 from hbsdk.bench.summary import summary
 
 PROMPT = "a picture of a cat in the snow"
@@ -142,7 +142,7 @@ def main() -> None:
         "side_px": arguments.side_px or "the bundle's own",
         **measured,
     }
-    write_whole(arguments.out, (json.dumps(report, indent=2) + "\n").encode())
+    write_result(arguments.out, (json.dumps(report, indent=2) + "\n").encode())
     print(json.dumps({key: measured[key] for key in measured if key != "runs"}, indent=2))
 
 

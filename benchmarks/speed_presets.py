@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hbsdk.bench.machine import describe
-from hbsdk.bench.report import write_whole
+from hbsdk.bench.report import write_result
 from hbsdk.evaluation.results import Results, read_results
 from hbsdk.evaluation.statistics import compare
 
@@ -71,7 +71,7 @@ def main() -> None:
         )
         print(row["drawing"], *shares, "within 1 %" if row["within_one_percent"] else "", sep="  ")
     report = {**describe(), "exact": exact.run["drawing"], "method": arguments.method, "rows": rows}
-    write_whole(arguments.out, (json.dumps(report, indent=2) + "\n").encode())
+    write_result(arguments.out, (json.dumps(report, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

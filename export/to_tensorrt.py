@@ -22,9 +22,10 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from export.check_tensorrt import check_interface, check_precision
-from hbsdk.backends.tensorrt_engine import last_errors, load_module, logger, write_whole
+from hbsdk.backends.tensorrt_engine import last_errors, load_module, logger
 from hbsdk.engine_spec import EngineSpec, Precision
 from hbsdk.errors import EngineError
+from hbsdk.whole_file import write_whole
 
 _MIB = 2**20
 _POLL_S = 0.2  # how often the elapsed time is drawn, and Ctrl-C seen

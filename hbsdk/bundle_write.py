@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from hbsdk.bundle_info import (
     sha256_of,
 )
 from hbsdk.errors import BundleError
+from hbsdk.whole_file import write_whole
 
 
 def write_manifest(folder: Path, info: BundleInfo) -> BundleInfo:
@@ -73,8 +73,6 @@ def write_model_index(folder: Path) -> None:
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object with sorted keys, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a JSON object with sorted keys, whole or not at all."""
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
-    temporary.write_text(f"{text}\n", "utf-8")
-    os.replace(temporary, path)
+    write_whole(path, f"{text}\n".encode())

@@ -11,7 +11,6 @@ Importing this module imports no torch, onnx or runtime.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from hbsdk.bundle_info import read_json, sha256_of, shown
 from hbsdk.engine_spec import EngineSpec, Precision
 from hbsdk.errors import BundleError, EngineError
 from hbsdk.manifest_rules import MANIFEST, SCHEMA, SEAL, Runtime, check_fields
+from hbsdk.whole_file import write_whole
 
 __all__ = [
     "ENGINES", "ENGINE_SUFFIX", "MANIFEST", "RECIPE", "SCHEMA", "Manifest", "Runtime",
@@ -275,13 +275,4 @@ def _to_json(data: Mapping[str, Any], path: Path) -> str:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object with sorted keys, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(f"{_to_json(data, path)}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_whole(path, f"{_to_json(data, path)}\n".encode())

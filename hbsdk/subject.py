@@ -20,7 +20,7 @@ from hbsdk.subject_file import (
     decode_subject,
     encode_subject,
     read_bytes,
-    write_atomically,
+    write_file,
 )
 
 SUFFIX = ".safetensors"
@@ -75,7 +75,7 @@ class Subject:
         file = subject_path(path, self.name)
         data = encode_subject(self.words, file.stem, self.metadata)
         _check_metadata(decode_subject(data, str(file))[1], f"subject {self.name!r}")
-        write_atomically(file, data)
+        write_file(file, data)
         return file
 
     @classmethod

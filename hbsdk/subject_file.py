@@ -6,11 +6,8 @@ SwarmUI know, and ModelSpec 1.0.1 metadata (github.com/Stability-AI/ModelSpec).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 import stat
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -23,6 +20,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_safetensors
 
 from hbsdk.errors import SubjectError
+from hbsdk.whole_file import write_whole
 
 MAX_FILE_BYTES = 16 * 2**20
 """Largest file that is read; a subject of SD 1.5 has 17 KB."""
@@ -193,29 +191,25 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all; what was there stays until the new one is on the disk.
+def write_file(path: Path, data: bytes) -> None:
+    """Write a subject's file whole or not at all.
 
     Raises:
         SubjectError: the folder is missing, full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if not path.parent.is_dir():
+        raise _unwritable(path, "no such folder")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, data)
     except OSError as error:
-        raise SubjectError(
-            str(path),
-            expected="a folder with room that can be written to",
-            got=error.strerror or str(error),
-            remedy="Nothing was changed: save to another folder",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise _unwritable(path, error.strerror or str(error)) from error
+
+
+def _unwritable(path: Path, got: str) -> SubjectError:
+    return SubjectError(
+        str(path), expected="a folder with room that can be written to", got=got,
+        remedy="Nothing was changed: save to another folder",
+    )  # fmt: skip
 
 
 def _architecture(width: int) -> str:

@@ -21,6 +21,7 @@ from hbsdk.backends.cuda_device import CudaDevice, DeviceArray
 from hbsdk.backends.engine_math import Array
 from hbsdk.engine_spec import EngineSpec
 from hbsdk.errors import EngineError, MissingDependencyError, OptionError
+from hbsdk.whole_file import write_whole
 
 TYPE_NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}  # of trt.DataType
 _EXTRAS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
@@ -268,13 +269,3 @@ def _runtime_cache_file(trt: Any, engine: bytes) -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     digest = hashlib.sha256(engine).hexdigest()[:16]
     return Path(root) / "hbsdk" / f"{trt.__name__}-{trt.__version__}" / f"{digest}.kernels"
-
-
-def write_whole(path: Path, data: Any) -> None:
-    """Write a file under another name first, so that `path` never holds half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

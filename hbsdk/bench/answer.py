@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hbsdk.bench.plot import stage_plot
 from hbsdk.bench.process import Case
-from hbsdk.bench.report import Report, write_whole
+from hbsdk.bench.report import Report, write_result
 from hbsdk.bench.table import MACHINE, markdown
 from hbsdk.bench.turns import start_rows, take_turns
 from hbsdk.bundle import Bundle
@@ -96,13 +96,13 @@ def finish(report: Report, cases: Sequence[Case]) -> None:
         _add_limits(report.case(case.name), report.data["rates"])
     _compare_pictures(report, cases)
     report.write()
-    write_whole(report.path.with_suffix(".md"), markdown(report.data).encode())
+    write_result(report.path.with_suffix(".md"), markdown(report.data).encode())
     try:
         png = stage_plot(report.data)
     except ImportError:
         return
     if png is not None:
-        write_whole(report.path.with_suffix(".png"), png)
+        write_result(report.path.with_suffix(".png"), png)
 
 
 def work_folder(output: Path) -> Path:

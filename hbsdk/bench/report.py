@@ -7,16 +7,14 @@ row of another kind is started anew; a file of another question or bundle is ref
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hbsdk.bench.machine import describe, now
 from hbsdk.bench.summary import share_summary, summary
 from hbsdk.errors import OptionError
+from hbsdk.whole_file import write_whole
 
 _SCHEMA = 1
 _KEPT = ("schema", "question", "settings", "bundle")  # what must be the same to go on with a file
@@ -162,7 +160,7 @@ class Report:
         Raises:
             OptionError: there is no room, or the folder cannot be written to.
         """
-        write_whole(self.path, (json.dumps(self.data, indent=2) + "\n").encode())
+        write_result(self.path, (json.dumps(self.data, indent=2) + "\n").encode())
 
 
 def _add_stages(entry: dict[str, Any], stages: Mapping[str, float]) -> None:
@@ -193,22 +191,16 @@ def _not_ours(path: Path, got: str) -> OptionError:
     )  # fmt: skip
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it.
+def write_result(path: Path, content: bytes) -> None:
+    """Write a result whole or not at all.
 
     Raises:
         OptionError: there is no room, or the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_whole(path, content)
     except OSError as error:
         raise OptionError(
             str(path), expected="a place with room that can be written to",
             got=error.strerror or str(error), remedy="Make room, or write elsewhere",
         ) from error  # fmt: skip
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

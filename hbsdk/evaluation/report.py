@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hbsdk.errors import EvaluationError, SubjectError
+from hbsdk.errors import EvaluationError
 from hbsdk.evaluation.contact_sheets import contact_sheets
 from hbsdk.evaluation.plots import encode, make_plots
 from hbsdk.evaluation.report_page import report_page
 from hbsdk.evaluation.report_tables import markdown_table
 from hbsdk.evaluation.results import ANEW, RESUME, read_results
 from hbsdk.evaluation.summary import summarise_results
-from hbsdk.subject_file import write_atomically
+from hbsdk.whole_file import write_whole
 
 
 def write_report(out: str | Path) -> str:
@@ -52,13 +52,11 @@ def write_report(out: str | Path) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, data)
-    except (OSError, SubjectError) as error:
-        got = getattr(error, "got", None) or getattr(error, "strerror", None) or str(error)
+        write_whole(path, data)
+    except OSError as error:
         raise EvaluationError(
-            str(path), expected="a folder with room that can be written to", got=got,
-            remedy=f"Make room. {RESUME}",
+            str(path), expected="a folder with room that can be written to",
+            got=error.strerror or str(error), remedy=f"Make room. {RESUME}",
         ) from error  # fmt: skip
 
 

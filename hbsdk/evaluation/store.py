@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
-import secrets
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from PIL import Image
 from hbsdk.bundle_info import sha256_of
 from hbsdk.errors import EvaluationError
 from hbsdk.evaluation.subjects import Pixels
+from hbsdk.whole_file import write_whole
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
@@ -189,14 +188,8 @@ class Store:
 
     def _write(self, path: Path, data: str | bytes) -> None:
         """Write a file whole or not at all."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         with _told(path):
-            try:
-                temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-                os.replace(temporary, path)
-            finally:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
+            write_whole(path, data.encode() if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager

@@ -34,10 +34,10 @@ from hbsdk.options import PersonalizeOptions
 from hbsdk.refine import EncodedReference, noised_reference, reference_loss
 from hbsdk.regressor import PromptRegressor
 from hbsdk.text import tokenize_prompt
-from hbsdk.training.cache_file import write_atomically
 from hbsdk.training.layer_groups import Group, changes, layer_groups
 from hbsdk.training.layer_report import means_of, plot
 from hbsdk.training.pairs import Pair, PairSource
+from hbsdk.whole_file import write_whole
 
 RESULTS, PLOT = "layer_importance.json", "layer_importance.png"
 # Source: HybridBooth, section 4.3; "mean cosine distance of parameters", on a scale of its own.
@@ -279,4 +279,4 @@ def _summary(
 
 
 def _write(path: Path, results: Mapping[str, Any]) -> None:
-    write_atomically(path, f"{json.dumps(results, indent=2)}\n".encode())
+    write_whole(path, f"{json.dumps(results, indent=2)}\n".encode())

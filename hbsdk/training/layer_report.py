@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hbsdk.training.cache_file import write_atomically
+from hbsdk.whole_file import write_whole
 
 
 def means_of(rows: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -83,4 +83,4 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     )
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(picture, format="png")
-    write_atomically(path, picture.getvalue())
+    write_whole(path, picture.getvalue())

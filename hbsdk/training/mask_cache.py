@@ -15,8 +15,9 @@ from PIL import Image
 from hbsdk.errors import OptionError
 from hbsdk.image import Photo
 from hbsdk.mask import Segmenter, find_mask
-from hbsdk.training.cache_file import make_cache_folder, write_atomically
+from hbsdk.training.cache_file import make_cache_folder
 from hbsdk.training.pairs import Pixels
+from hbsdk.whole_file import write_whole
 
 
 class MaskCache:
@@ -89,7 +90,7 @@ class MaskCache:
         encoded = BytesIO()
         Image.fromarray(values.astype(bool)).save(encoded, "PNG")
         try:
-            write_atomically(path, encoded.getvalue())
+            write_whole(path, encoded.getvalue())
         except OSError as error:
             warnings.warn(
                 f"masks cannot be kept in {self._folder} ({error.strerror or error}): each is made "

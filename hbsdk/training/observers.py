@@ -20,8 +20,8 @@ from hbsdk.features import ImageFeatures, extract_features
 from hbsdk.regressor import PromptRegressor
 from hbsdk.session import Session
 from hbsdk.subject import Subject
-from hbsdk.training.cache_file import write_atomically
 from hbsdk.training.pairs import Pair, PairSource, Pixels
+from hbsdk.whole_file import write_whole
 
 if TYPE_CHECKING:
     from hbsdk.backends.torch import TorchBackend
@@ -162,7 +162,7 @@ class SampleSheets:
         sheet = _sheet(["reference", "target", *self._prompts], rows)
         file = io.BytesIO()
         sheet.save(file, "PNG")
-        write_atomically(self._folder / f"step-{step:06d}.png", file.getvalue())
+        write_whole(self._folder / f"step-{step:06d}.png", file.getvalue())
         if self._board is not None:
             self._board.add_picture(step, np.asarray(sheet))
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hbsdk.regressor import PromptRegressor
-from hbsdk.training.cache_file import write_atomically
 from hbsdk.training.checkpoint import refused_writes
+from hbsdk.whole_file import write_whole
 
 LOSSES, SKIPPED, ACCOUNT, REGRESSOR = "losses.jsonl", "skipped.tsv", "training.json", "regressor"
 
@@ -37,7 +37,7 @@ class LossLog:
         with refused_writes(str(self._path), out):
             out.mkdir(parents=True, exist_ok=True)
             kept = [line for line in self._lines() if json.loads(line)["step"] <= steps_done]
-            write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode())
+            write_whole(self._path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Add a line.
@@ -118,7 +118,7 @@ def write_skipped(out: Path, skipped: Sequence[tuple[str, str]]) -> int:
         if path.exists():
             rows.update(path.read_text("utf-8").splitlines()[1:])
         lines = ["file\treason", *sorted(rows)]
-        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
     return len(rows)
 
 
@@ -136,4 +136,4 @@ def write_account(out: Path, account: Mapping[str, Any]) -> None:
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     text = json.dumps({**account, "versions": versions}, indent=2) + "\n"
     with refused_writes(str(out / ACCOUNT), out):
-        write_atomically(out / ACCOUNT, text.encode())
+        write_whole(out / ACCOUNT, text.encode())

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from hbsdk.training.cache_file import write_atomically
 from hbsdk.training.picture_source import MAX_FILE_BYTES, PICTURE_SUFFIXES
+from hbsdk.whole_file import write_whole
 
 PICTURE, MASK, CAPTION = slice(0, 2), slice(2, 4), slice(4, 6)
 """Columns of `ShardIndex.extents`: offset and size of a member; the size is 0 where it has none."""
@@ -220,7 +220,7 @@ def _store(kept: Path, index: ShardIndex) -> None:
         "skipped": index.skipped,
     }
     try:
-        write_atomically(kept, json.dumps(data).encode("ascii"))
+        write_whole(kept, json.dumps(data).encode("ascii"))
     except OSError:
         return
 

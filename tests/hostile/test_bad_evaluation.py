@@ -285,7 +285,7 @@ def test_a_full_disk_stops_the_run_and_leaves_no_part_of_a_file(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hbsdk.evaluation.store.os.replace", full)
+        patch.setattr("hbsdk.whole_file.os.replace", full)
         with pytest.raises(EvaluationError, match="No space left"):
             evaluate(session, drawn_set(), [NoPersonalization()], 1, tmp_path, metrics,
                      progress=False)  # fmt: skip

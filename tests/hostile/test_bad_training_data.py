@@ -263,7 +263,7 @@ def test_a_full_disk_slows_training_and_does_not_end_it(
     source = FolderSource(write(tmp_path / "data", GOOD), cache=tmp_path / "cache", **SETTINGS)
     whole = source.pairs(0, 0, [0])[0]
     other = FolderSource(tmp_path / "data", cache=tmp_path / "other", **SETTINGS)
-    monkeypatch.setattr(mask_cache, "write_atomically", full)
+    monkeypatch.setattr(mask_cache, "write_whole", full)
     with pytest.warns(UserWarning, match="masks cannot be kept in .*No space left"):
         pair = other.pairs(0, 0, [0])[0]
     np.testing.assert_array_equal(pair.reference_mask, whole.reference_mask)

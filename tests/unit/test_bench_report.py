@@ -13,7 +13,7 @@ from hbsdk.bench.answer import finish, psnr_db, work_folder
 from hbsdk.bench.arguments import failures
 from hbsdk.bench.machine import describe
 from hbsdk.bench.process import Case
-from hbsdk.bench.report import Report, read_report, write_whole
+from hbsdk.bench.report import Report, read_report, write_result
 from hbsdk.bench.summary import linear_fit, percentile, summary
 from hbsdk.bench.table import MACHINE, duration, markdown
 from hbsdk.errors import OptionError
@@ -233,7 +233,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         make_report(tmp_path / "file" / "a.json").write()
     (tmp_path / "b.json").mkdir()
     with pytest.raises(OptionError):
-        write_whole(tmp_path / "b.json", b"x")
+        write_result(tmp_path / "b.json", b"x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "file"]
 
 

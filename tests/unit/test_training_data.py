@@ -21,7 +21,6 @@ from hbsdk.image import Photo, square_crop
 from hbsdk.mask import Mask, find_mask
 from hbsdk.text import placeholders
 from hbsdk.training import mask_cache, shard_index, variations
-from hbsdk.training.cache_file import write_atomically
 from hbsdk.training.folder import FolderSource
 from hbsdk.training.pairs import Pair, PairSource
 from hbsdk.training.picture_source import PictureSource
@@ -29,6 +28,7 @@ from hbsdk.training.shard_pattern import find_shards
 from hbsdk.training.shards import ShardSource
 from hbsdk.training.templates import TEMPLATES, choose_prompt
 from hbsdk.training.variations import KEPT_SHARE, random_view, whole_view
+from hbsdk.whole_file import write_whole
 
 SIZE = 32
 
@@ -678,17 +678,17 @@ def test_a_file_of_a_cache_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "sub" / "x"
-    write_atomically(path, b"first")
+    write_whole(path, b"first")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)  # where some systems first say that there is no room
     with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"second")
+        write_whole(path, b"second")
     assert path.read_bytes() == b"first"
     assert [entry.name for entry in path.parent.iterdir()] == ["x"]
     monkeypatch.undo()
-    write_atomically(path, b"second")  # the control
+    write_whole(path, b"second")  # the control
     assert path.read_bytes() == b"second"
     assert [entry.name for entry in path.parent.iterdir()] == ["x"]
