@@ -223,8 +223,16 @@ def save_pretrained(module: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as temporary:
         copy.deepcopy(module).half().save_pretrained(temporary)
+        _forget_folder(Path(temporary) / "config.json")
         for file in Path(temporary).iterdir():
             os.replace(file, folder / file.name)
+
+
+def _forget_folder(config: Path) -> None:
+    """Take the folder that a network was loaded from out of its configuration."""
+    settings = json.loads(config.read_text("utf-8"))
+    settings.pop("_name_or_path", None)
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 STAGES = {

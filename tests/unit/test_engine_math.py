@@ -122,12 +122,12 @@ def test_pictures_and_references_change_their_layout():
     assert pictures.min() == 0.0
     assert pictures.max() == 1.0
     assert unit_pictures(decoded.astype(np.float16)).dtype == np.float32
-    reference = Reference(pixels=floats(6, 6, 3), mask=np.abs(floats(6, 6)))
-    pixels = reference_pixels(reference)
-    assert pixels.shape == (1, 3, 6, 6)
-    assert pixels[0, 2, 4, 5] == reference.pixels[4, 5, 2]
+    references = [Reference(pixels=floats(6, 6, 3) * n, mask=np.abs(floats(6, 6))) for n in (1, 2)]
+    pixels = reference_pixels(references)
+    assert pixels.shape == (2, 3, 6, 6)
+    assert pixels[1, 2, 4, 5] == references[1].pixels[4, 5, 2] != references[0].pixels[4, 5, 2]
     assert pixels.flags["C_CONTIGUOUS"]
-    assert reference_mask(reference).shape == (1, 1, 6, 6)
+    assert reference_mask(references).shape == (2, 1, 6, 6)
 
 
 def spec_of(axis: Axis | int) -> EngineSpec:
