@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hbsdk.backends.base import Backend, Memory
 from hbsdk.backends.choose import Engine, choose, open_backend, open_torch
 from hbsdk.bundle import Bundle, Source
-from hbsdk.errors import SubjectError
+from hbsdk.errors import HbsdkError, SubjectError
 from hbsdk.generate import (
     Canvas,
     canvas_of,
@@ -174,8 +174,8 @@ class Session:
     ) -> Iterator[Subject]:
         """Turn many photos into subjects, `batch_size` at once; made as they are asked for.
 
-        Memory does not grow with their number, and a photo that cannot be used takes no subjects
-        with it but those of its own batch.
+        Memory does not grow with their number. Where a photo cannot be used, the subjects of those
+        before it come first, then the error.
 
         Args:
             images: as of `personalize`; loaded as they are needed.
@@ -201,8 +201,18 @@ class Session:
     def _in_batches(
         self, photos: Iterator[PreparedPhoto], size: int, options: PersonalizeOptions
     ) -> Iterator[Subject]:
-        while batch := list(islice(photos, size)):
-            yield from self._personalize(batch, options)
+        refused: HbsdkError | None = None
+        while refused is None:
+            batch: list[PreparedPhoto] = []
+            try:
+                batch.extend(islice(photos, size))
+            except HbsdkError as error:
+                refused = error
+            if batch:
+                yield from self._personalize(batch, options)
+            elif refused is None:
+                return
+        raise refused
 
     def _personalize(
         self, photos: Sequence[PreparedPhoto], options: PersonalizeOptions

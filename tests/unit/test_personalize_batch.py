@@ -98,8 +98,11 @@ def test_no_photos_are_no_subjects(session) -> None:
     assert list(session.personalize_batch([])) == []
 
 
-def test_a_bad_photo_is_named_and_what_was_made_stays(session, photos) -> None:
-    subjects = session.personalize_batch([*photos[:2], b"no picture"], batch_size=2, steps=0)
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_a_bad_photo_is_named_after_the_subjects_before_it(session, photos, size) -> None:
+    subjects = session.personalize_batch(
+        [*photos[:2], b"no picture", photos[2]], batch_size=size, steps=0
+    )
     made = [next(subjects), next(subjects)]
     with pytest.raises(ImageError, match="photo 3: "):
         next(subjects)
