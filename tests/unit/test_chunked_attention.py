@@ -19,7 +19,7 @@ from hbsdk.chunked_attention import (
 )
 
 
-def inputs(queries: int = 300, keys: int = 70) -> list[Tensor]:
+def inputs(queries: int = 600, keys: int = 70) -> list[Tensor]:
     """Return q, k, v in float64 as processors make them: views across the heads."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, queries, 3, 8), (2, keys, 3, 8), (2, keys, 3, 8))
@@ -35,7 +35,7 @@ def gradients(function, arguments: list[Tensor]) -> list[Tensor]:
 
 
 def test_it_is_pytorchs_function_with_its_gradients() -> None:
-    # 300 queries are a whole chunk and a part of one.
+    # 600 queries are a whole chunk and a part of one.
     arguments = inputs()
     ours = gradients(chunked_attention, arguments)
     theirs = gradients(F.scaled_dot_product_attention, arguments)
@@ -51,7 +51,7 @@ def test_another_scale_would_be_noticed() -> None:
 
 
 def test_in_bfloat16_it_is_as_near_as_rounding_allows() -> None:
-    query, key, value = inputs(512, 512)
+    query, key, value = inputs(600, 512)
     exact = F.scaled_dot_product_attention(query, key, value)
     rounded = [one.detach().bfloat16() for one in (query, key, value)]
     error = (chunked_attention(*rounded).double() - exact).norm() / exact.norm()
