@@ -3,7 +3,7 @@
     python benchmarks/scale.py --out benchmarks/results/scale_mini.json
     python benchmarks/scale.py --numbers steps=5,10,20 --numbers files=1000 --out FILE
 
-The first case's engine draws; subjects are probed in torch, ten photos at once. Of 1,000 files the
+The first case's engine draws and probes, ten photos at once. Of 1,000 files the
 first and the last hundred are compared.
 """
 

@@ -73,7 +73,7 @@ def at_any_budget(results: Results, full: Key) -> Iterator[Verdict]:
 
     Args:
         results: the rows.
-        full: the snapshot that stands for hbsdk's method.
+        full: the snapshot that stands for hbsdk's method, or its probe alone.
     """
     methods = {
         method for method, _ in results.keys if is_baseline(method) and method != NO_PERSONALIZATION
@@ -91,6 +91,7 @@ def _against_the_best(
     results: Results, full: Key, best: Key, metric: str, told: str
 ) -> Iterator[Verdict]:
     topic = "Baselines at any budget"
+    who = "" if full[0] == FULL else f"{label(full)} "
     ours, theirs = results.seconds(full), results.seconds(best)
     if ours is None or theirs is None:
         return
@@ -101,13 +102,14 @@ def _against_the_best(
 
     yield from _timed(
         topic,
-        f"{METRIC_NAMES[metric]}: not below the best baseline {told}, in at most 1/40 of its time",
+        f"{METRIC_NAMES[metric]}: {who}not below the best baseline {told}, in at most 1/40 of its "
+        "time",
         results, full, best, metric, rule=rule, note=f": 1/{ratio:.3g} of its time",
         more=f"; that baseline {_following_prompts(results, full, best)}",
     )  # fmt: skip
     yield from decide(
         topic,
-        f"CLIP-T: not below that of the baseline best in {METRIC_NAMES[metric]} {told}",
+        f"CLIP-T: {who}not below that of the baseline best in {METRIC_NAMES[metric]} {told}",
         results, full, best, "clip_t", not_below, note=f"of {_told(results, best)}",
     )  # fmt: skip
 

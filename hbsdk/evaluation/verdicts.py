@@ -12,6 +12,7 @@ from hbsdk.evaluation.claims import (
     ABLATIONS,
     IDENTITY_METRICS,
     METRIC_NAMES,
+    PROBE,
     Verdict,
     above,
     decide,
@@ -39,6 +40,8 @@ def verdicts(results: Results) -> list[Verdict]:
     if full is not None:
         for claims in (_refinement, _ablations, at_equal_time, at_any_budget):
             found.extend(claims(results, full))
+        if (PROBE, 0) in results.pictures and full != (PROBE, 0):
+            found.extend(at_any_budget(results, (PROBE, 0)))
     return found
 
 

@@ -97,6 +97,17 @@ def test_a_better_baseline_is_said_to_be_better(tmp_path):
         assert found["holds"] is False
 
 
+@pytest.mark.parametrize(("theirs", "holds"), [(-0.1, True), (0.1, False)])
+def test_the_probe_alone_is_compared_too(tmp_path, theirs, holds):
+    effects = {
+        **EFFECTS, FULL: (0.1, 0.05, -0.001, 10.0), ("dreambooth", 400): (theirs, 0.0, 0.0, 80.0),
+        ("textual-inversion", 500): (theirs, 0.0, 0.0, 50.0),
+    }  # fmt: skip
+    summary = summary_of(tmp_path / "out", effects)
+    assert verdict(summary, f"DINO-I: probe {LARGEST}")["holds"] is holds
+    assert verdict(summary, f"DINO-I: {LARGEST}")["holds"] is False  # it takes too long here
+
+
 def test_the_size_of_the_protocol(tmp_path):
     assert verdict(summary_of(tmp_path / "out"), "at least 64 subjects")["holds"] is False
 
