@@ -35,7 +35,7 @@ Bundle = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="As torch names it; the GPU if there is one.")]
 Engine = Annotated[
-    str, typer.Option(help="auto, torch, onnxruntime or tensorrt; refinement is torch's.")
+    str, typer.Option(help="auto, torch, onnxruntime, openvino or tensorrt; refinement is torch's.")
 ]
 Engines = Annotated[
     str | None,

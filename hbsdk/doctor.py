@@ -17,7 +17,8 @@ from hbsdk.engine_folder import default_root
 from hbsdk.runtimes import compute_capability, gpus, installed_version
 
 _EXTRAS = {
-    "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "onnxruntime": "cpu", "torch": "torch"
+    "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "onnxruntime": "cpu",
+    "openvino": "openvino", "torch": "torch",
 }  # fmt: skip
 _PACKAGES = (
     "hbsdk", "diffusers", "transformers", "cuda-python", "opencv-python-headless",
@@ -54,7 +55,9 @@ def diagnose(source: Source | None = None, engines: str | Path | None = None) ->
         "bundle": _bundle(bundle),
         "engines": {
             "root": str(default_root() if folder is None else folder),
-            "folders": [_engines(one) for one in every if one.path is not None],
+            "folders": [
+                _engines(one) for one in every if one.path is not None and one.engine != "openvino"
+            ],
         },
         "auto": _auto(every, folder),
         "refinement": {"engine": "torch", "place": torch.place, "problem": torch.problem},

@@ -18,10 +18,12 @@ _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "tensorrt_rtx": ("tensorrt-rtx",),
     "tensorrt": ("tensorrt",),
+    "openvino": ("openvino",),
     "torch": ("torch",),
 }
 _EXTRAS = {
-    "onnxruntime": "cpu", "tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt", "torch": "torch"
+    "onnxruntime": "cpu", "tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt",
+    "openvino": "openvino", "torch": "torch",
 }  # fmt: skip
 _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # Intel's and AMD's, Intel's, ARM's
 _QUERY = ("name", "memory.total", "driver_version", "compute_cap")
@@ -38,7 +40,11 @@ class Gpu:
 
 
 def installed_version(runtime: str) -> str | None:
-    """Return the version of "onnxruntime", "tensorrt_rtx", "tensorrt" or "torch", or None."""
+    """Return a runtime's version, or None.
+
+    Args:
+        runtime: "onnxruntime", "tensorrt_rtx", "tensorrt", "openvino" or "torch".
+    """
     for distribution in _DISTRIBUTIONS[runtime]:
         try:
             return version(distribution)
@@ -48,8 +54,9 @@ def installed_version(runtime: str) -> str | None:
 
 
 def installed_runtimes() -> dict[str, str]:
-    """Return the versions of the engine runtimes that are installed."""
-    found = {name: installed_version(name) for name in _DISTRIBUTIONS if name != "torch"}
+    """Return the versions of the runtimes that engines are built for, of those installed."""
+    others = ("torch", "openvino")  # which runs ONNX Runtime's
+    found = {name: installed_version(name) for name in _DISTRIBUTIONS if name not in others}
     return {name: number for name, number in found.items() if number is not None}
 
 

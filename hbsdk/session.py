@@ -68,9 +68,10 @@ class Session:
 
         Args:
             bundle: a `Bundle`, a bundle's folder, a hub id, or None for the embedded mini.
-            engine: what runs probe, text, denoising and VAE: "torch", or "onnxruntime" or
-                "tensorrt" on engines built before; "auto" is the fastest that is installed, built
-                and matching (`hbsdk doctor` tells). Refinement always runs in torch.
+            engine: what runs probe, text, denoising and VAE: "torch", or on engines built before
+                "onnxruntime", "openvino" (which runs ONNX Runtime's) or "tensorrt"; "auto" is the
+                fastest that is installed, built and matching (`hbsdk doctor` tells). Refinement
+                always runs in torch.
             engines: an engine folder, or a folder of them; None is $HBSDK_ENGINES, or engines/built
                 in the current folder.
             device: as torch names it; None is the first GPU, or else the CPU.

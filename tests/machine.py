@@ -39,6 +39,7 @@ def pretend(
     versions = dict(runtimes) | ({"torch": "2.13.0"} if torch else {})
     monkeypatch.setattr(choose, "compute_capability", lambda: capability)
     monkeypatch.setattr(choose, "installed_runtimes", lambda: dict(runtimes))
+    monkeypatch.setattr(choose, "installed_version", versions.get)
     monkeypatch.setattr(choose, "torch_cuda_version", lambda: torch_cuda)
     monkeypatch.setattr(doctor, "torch_cuda_version", lambda: torch_cuda)
     monkeypatch.setattr(doctor, "compute_capability", lambda: capability)

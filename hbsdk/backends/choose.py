@@ -15,18 +15,20 @@ from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder, default_root, scan_engines
 from hbsdk.errors import EngineError, MissingDependencyError, OptionError
 from hbsdk.manifest import Runtime, read_manifest
-from hbsdk.runtimes import compute_capability, installed_runtimes
+from hbsdk.runtimes import compute_capability, installed_runtimes, installed_version
 
 if TYPE_CHECKING:
     from hbsdk.backends.base import Backend
     from hbsdk.backends.torch import TorchBackend
 
-Engine = Literal["auto", "torch", "onnxruntime", "tensorrt"]
-ENGINES: tuple[Engine, ...] = ("auto", "torch", "onnxruntime", "tensorrt")
+Engine = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"]
+ENGINES: tuple[Engine, ...] = ("auto", "torch", "onnxruntime", "openvino", "tensorrt")
 
-# Fastest first; on a CPU as `prefers_bfloat16` says.
+# Fastest first; on a CPU as `prefers_bfloat16` says: generate_mini.json and generate_sd15.json of
+# benchmarks/results.
 _ON_GPU = (("tensorrt", "gpu"), ("onnxruntime", "gpu"), ("torch", "gpu"))
-_ON_CPU = (("onnxruntime", "cpu"), ("torch", "cpu"))
+_ON_CPU = (("onnxruntime", "cpu"), ("openvino", "cpu"), ("torch", "cpu"))
+_ON_CPU_IN_BFLOAT16 = (("openvino", "cpu"), ("torch", "cpu"), ("onnxruntime", "cpu"))
 _TORCH_NEEDS = ("torch", "diffusers", "transformers")
 
 
@@ -70,7 +72,9 @@ def candidates(bundle: Bundle, engines: Path | None = None) -> list[Candidate]:
     for name in ("onnxruntime", "tensorrt"):
         if name not in named:
             found.append(_without_engines(name, root))
-    order = _ON_GPU + (_ON_CPU[::-1] if prefers_bfloat16(bundle) else _ON_CPU)
+    if installed_version("openvino") is not None:
+        found += _openvino_candidates(scanned, root)
+    order = _ON_GPU + (_ON_CPU_IN_BFLOAT16 if prefers_bfloat16(bundle) else _ON_CPU)
     return sorted(
         found, key=lambda one: (one.problem is not None, order.index((one.engine, one.place)))
     )
@@ -128,6 +132,20 @@ def _onnxruntime_candidate(path: Path, found: EngineFolder) -> Candidate:
     return Candidate("onnxruntime", "gpu" if on_gpu else "cpu", found, None, path)
 
 
+def _openvino_candidates(
+    scanned: Iterable[tuple[Path, EngineFolder | EngineError]], root: Path
+) -> list[Candidate]:
+    """Return OpenVINO on each folder of ONNX Runtime's engines, whose graphs it runs."""
+    folders = [
+        (path, found)
+        for path, found in scanned
+        if isinstance(found, EngineFolder) and found.manifest.runtime == "onnxruntime"
+    ]
+    if not folders:
+        return [_without_engines("openvino", root)]
+    return [Candidate("openvino", "cpu", found, None, path) for path, found in folders]
+
+
 def _engine_of(path: Path) -> Literal["onnxruntime", "tensorrt"]:
     """Return what a folder that does not fit is for; where it does not tell, "onnxruntime"."""
     try:
@@ -137,12 +155,13 @@ def _engine_of(path: Path) -> Literal["onnxruntime", "tensorrt"]:
     return "onnxruntime" if runtime == "onnxruntime" else "tensorrt"
 
 
-def _usual_place(name: Literal["onnxruntime", "tensorrt"]) -> Literal["gpu", "cpu"]:
+def _usual_place(name: Literal["onnxruntime", "openvino", "tensorrt"]) -> Literal["gpu", "cpu"]:
     return "gpu" if name == "tensorrt" else "cpu"
 
 
-def _without_engines(name: Literal["onnxruntime", "tensorrt"], root: Path) -> Candidate:
-    why = f"no engines of it for this bundle in {root}"
+def _without_engines(name: Literal["onnxruntime", "openvino", "tensorrt"], root: Path) -> Candidate:
+    whose = "ONNX Runtime, which it runs," if name == "openvino" else "it"
+    why = f"no engines of {whose} for this bundle in {root}"
     remedy = "Build them: python export/build_engines.py"
     if name == "tensorrt" and compute_capability() is None:
         why = f"there is no NVIDIA GPU here, and {why}"
@@ -191,6 +210,11 @@ def choose(bundle: Bundle, engine: Engine, engines: Path | None, device: str | N
     """
     if engine not in ENGINES:
         raise OptionError("engine", expected=f"one of {', '.join(ENGINES)}", got=repr(engine))
+    if engine == "openvino" and installed_version("openvino") is None:
+        raise MissingDependencyError(
+            "engine 'openvino'", expected="openvino to be installed", got="it is not",
+            remedy='Install it: pip install "hbsdk[openvino]"',
+        )  # fmt: skip
     if engine == "torch":
         return Candidate("torch", "cpu")
     wanted = allowed(candidates(bundle, engines), engine, engines, device)
@@ -229,6 +253,10 @@ def open_backend(
     if candidate.engine == "torch":
         return open_torch(bundle, device=device, dtype=dtype, memory=memory)
     assert candidate.folder is not None
+    if candidate.engine == "openvino":
+        from hbsdk.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(bundle, candidate.folder, device=device, memory=memory)
     return open_engine_backend(bundle, candidate.folder, device=device, memory=memory)
 
 

@@ -11,8 +11,8 @@ _SMALL_UNET_BYTES = 200_000_000  # of files; below, what is around the products 
 def prefers_bfloat16(bundle: Bundle) -> bool:
     """Return whether the CPU multiplies bfloat16 and the bundle is large enough to gain by it.
 
-    Then torch in bfloat16 is also faster than ONNX Runtime, whose CPU kernels are float32's
-    (benchmarks/results/generate_sd15.json); on small bundles ONNX Runtime is
+    Then OpenVINO and torch in bfloat16 are faster than ONNX Runtime, whose CPU kernels are
+    float32's (benchmarks/results/generate_sd15.json); on small bundles ONNX Runtime is the fastest
     (benchmarks/results/generate_mini.json).
 
     Raises:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hbsdk.backends.choose import candidates, choose
+from hbsdk.backends.precision import prefers_bfloat16
 from hbsdk.bench.machine import files_digest, memory_bytes
 from hbsdk.bench.process import Case
 from hbsdk.bench.tasks import REFINEMENT_STEP, is_exact, whole_refinement
@@ -174,6 +175,8 @@ def _precision(bundle: Bundle, session: Mapping[str, Any]) -> tuple[str, EngineF
             bundle, session.get("engine", "auto"), None if folder is None else Path(folder),
             session.get("device"),
         )  # fmt: skip
+        if chosen.engine == "openvino":
+            return "bfloat16" if prefers_bfloat16(bundle) else "float32", chosen.folder
         if chosen.folder is not None:
             return chosen.folder.manifest.precision.get("unet", "float32"), chosen.folder
         return torch_dtype(bundle, session), None

@@ -25,9 +25,9 @@ def torch_session(tiny_bundle: Path) -> Session:
     return Session(tiny_bundle, engine="torch", dtype="float32", progress=False)
 
 
-@pytest.fixture(scope="module")
-def session(tiny_bundle: Path, tiny_engines: Path) -> Session:
-    return Session(tiny_bundle, engine="onnxruntime", engines=tiny_engines, progress=False)
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def session(request, tiny_bundle: Path, tiny_engines: Path) -> Session:
+    return Session(tiny_bundle, engine=request.param, engines=tiny_engines, progress=False)
 
 
 def subject_of(seed: int, name: str) -> Subject:
@@ -161,7 +161,8 @@ def test_a_subject_refined_in_pytorch_draws_the_same_picture(session, torch_sess
 
 
 def test_callbacks_get_arrays_and_may_replace_the_latents(session, torch_session):
-    told: dict[str, list] = {"onnxruntime": [], "torch": []}
+    own = session.backend.name
+    told: dict[str, list] = {own: [], "torch": []}
 
     def callback(caller, step, timestep, values):
         latents = values["latents"]
@@ -173,9 +174,9 @@ def test_callbacks_get_arrays_and_may_replace_the_latents(session, torch_session
     drawn, expected = draw(session, **settings), draw(torch_session, **settings)
     assert apart(drawn, expected) < 1e-4
     assert apart(draw(session, num_images_per_prompt=2, width=40), expected) > 0.05
-    assert [entry[:2] for entry in told["onnxruntime"]] == [e[:2] for e in told["torch"]]
-    assert [step for step, *_ in told["onnxruntime"]] == [0, 1, 2, 3]
-    for (*_, mine), (*_, theirs) in zip(told["onnxruntime"], told["torch"], strict=True):
+    assert [entry[:2] for entry in told[own]] == [e[:2] for e in told["torch"]]
+    assert [step for step, *_ in told[own]] == [0, 1, 2, 3]
+    for (*_, mine), (*_, theirs) in zip(told[own], told["torch"], strict=True):
         assert mine.shape == (2, 4, 8, 10)
         assert mine.dtype == np.float32
         assert apart(mine, theirs) < 1e-4
@@ -204,8 +205,9 @@ def test_low_memory_draws_the_same_and_holds_no_engine_after(
     session, tiny_bundle, tiny_engines, photo, mask
 ):
     low = Session(
-        tiny_bundle, engine="onnxruntime", engines=tiny_engines, memory="low", progress=False
-    )
+        tiny_bundle, engine=session.backend.name, engines=tiny_engines, memory="low",
+        progress=False,
+    )  # fmt: skip
     held, load = [], low.backend.load
 
     def watched(name):
@@ -231,8 +233,9 @@ def test_low_memory_draws_the_same_and_holds_no_engine_after(
     assert set(session.backend._loaded) >= {"denoise_step", "vae_decoder", "text_encoder_embeds"}
 
 
-def test_prewarming_loads_what_is_run_and_no_more(tiny_bundle, tiny_engines):
-    fresh = Session(tiny_bundle, engine="onnxruntime", engines=tiny_engines, progress=False)
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_prewarming_loads_what_is_run_and_no_more(tiny_bundle, tiny_engines, engine):
+    fresh = Session(tiny_bundle, engine=engine, engines=tiny_engines, progress=False)
     assert fresh.backend._loaded == {}
     fresh.prewarm()
     assert set(fresh.backend._loaded) == {

@@ -21,7 +21,7 @@ from hbsdk.backends.choose import (
 )
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import default_root
-from hbsdk.errors import EngineError, OptionError
+from hbsdk.errors import EngineError, MissingDependencyError, OptionError
 from hbsdk.runtimes import cpu_has_bfloat16
 from tests.engine_files import CAPABILITY, VERSIONS, change_byte, reopen, write_engines
 from tests.machine import CARD, CPU, CUDA, pretend
@@ -261,3 +261,42 @@ def test_which_cpus_have_bfloat16(monkeypatch, tmp_path) -> None:
     assert not told("model name\t: bf16 machine\nflags\t\t: fpu avx512f avx2\n")
     assert not told(None)
     cpu_has_bfloat16.cache_clear()
+
+
+WITH_OPENVINO = {**VERSIONS, "openvino": "2026.4.1"}
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "small", "expected"),
+    [
+        (True, False, ["openvino", "torch", "onnxruntime"]),
+        (True, True, ["onnxruntime", "openvino", "torch"]),
+        (False, False, ["onnxruntime", "openvino", "torch"]),
+    ],
+)
+def test_openvino_runs_onnx_runtimes_engines(
+    bundle, root, monkeypatch, bfloat16, small, expected
+) -> None:
+    pretend(monkeypatch, bfloat16=bfloat16, runtimes=WITH_OPENVINO)
+    if not small:
+        monkeypatch.setattr("hbsdk.backends.precision._SMALL_UNET_BYTES", 1_000)
+    usable = list(dict.fromkeys(one for one, _, works in order(bundle) if works))
+    assert usable == expected
+    found = choose(bundle, "openvino", root / "mini-cpu-0", None)
+    assert (found.engine, found.place, found.path) == ("openvino", "cpu", root / "mini-cpu-0")
+    assert choose(bundle, "openvino", None, "cpu").engine == "openvino"
+    with pytest.raises(EngineError, match="none that runs on device 'cuda'"):
+        choose(bundle, "openvino", None, "cuda")
+
+
+def test_openvino_without_engines_says_whose_it_needs(bundle, tmp_path, monkeypatch) -> None:
+    pretend(monkeypatch, runtimes=WITH_OPENVINO)
+    with pytest.raises(EngineError, match=r"no engines of ONNX Runtime, which it runs.*build_engi"):
+        choose(bundle, "openvino", tmp_path, None)
+
+
+def test_openvino_that_is_not_installed_is_told(bundle, monkeypatch) -> None:
+    pretend(monkeypatch)
+    with pytest.raises(MissingDependencyError, match=r'pip install "hbsdk\[openvino\]"'):
+        choose(bundle, "openvino", None, None)
+    assert "openvino" not in {one for one, *_ in order(bundle)}
