@@ -168,7 +168,9 @@ def test_folders_that_do_not_fit_say_why_under_their_own_engine(
 
 
 def test_an_engine_that_is_none_is_refused(bundle) -> None:
-    with pytest.raises(OptionError, match=re.escape("one of auto, torch, onnxruntime, tensorrt")):
+    with pytest.raises(
+        OptionError, match=re.escape("one of auto, torch, onnxruntime, openvino, tensorrt")
+    ):
         choose(bundle, "onnx", None, None)
 
 
