@@ -143,7 +143,18 @@ def _openvino_candidates(
     ]
     if not folders:
         return [_without_engines("openvino", root)]
+    if not _is_found("openvino"):  # importing it takes a quarter of a second
+        remedy = "Install it again: pip install --force-reinstall openvino"
+        problem = f"openvino is installed, and cannot be found. {remedy}."
+        return [Candidate("openvino", "cpu", None, problem, None, remedy)]
     return [Candidate("openvino", "cpu", found, None, path) for path, found in folders]
+
+
+def _is_found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # of a module that was made None, so that it cannot be imported
+        return False
 
 
 def _engine_of(path: Path) -> Literal["onnxruntime", "tensorrt"]:

@@ -90,7 +90,10 @@ def test_engines_that_cannot_be_used_end_in_one_line(
         "demo": ["demo", "--out", str(tmp_path / "sheet")],
     }[word]
     for more, expected in (
-        (["--engine", "onnx"], "expected one of auto, torch, onnxruntime, tensorrt, got 'onnx'"),
+        (
+            ["--engine", "onnx"],
+            "expected one of auto, torch, onnxruntime, openvino, tensorrt, got 'onnx'",
+        ),
         (["--engines", str(tmp_path)], f"no engines of it for this bundle in {tmp_path}"),
         (["--engines", str(photo)], "expected a folder that can be read"),
     ):

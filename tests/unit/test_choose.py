@@ -302,3 +302,13 @@ def test_openvino_that_is_not_installed_is_told(bundle, monkeypatch) -> None:
     with pytest.raises(MissingDependencyError, match=r'pip install "hbsdk\[openvino\]"'):
         choose(bundle, "openvino", None, None)
     assert "openvino" not in {one for one, *_ in order(bundle)}
+
+
+def test_openvino_that_cannot_be_found_is_told(bundle, monkeypatch) -> None:
+    pretend(monkeypatch, runtimes=WITH_OPENVINO)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(
+        EngineError, match=r"openvino is installed, and cannot be found\. .*force-reinstall"
+    ):
+        choose(bundle, "openvino", None, None)
+    assert choose(bundle, "auto", None, None).engine == "onnxruntime"

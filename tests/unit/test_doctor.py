@@ -132,7 +132,7 @@ def test_bad_places_are_told(tmp_path) -> None:
 def test_it_runs_where_neither_torch_nor_onnxruntime_can_be_imported(root) -> None:
     code = """
 import sys
-for name in ("torch", "diffusers", "transformers", "onnxruntime"):
+for name in ("torch", "diffusers", "transformers", "onnxruntime", "openvino"):
     sys.modules[name] = None
 from hbsdk.cli import app
 app(["doctor"])
