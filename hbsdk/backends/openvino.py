@@ -120,10 +120,14 @@ class OpenVinoBackend(EngineBackend):
         """Load every engine, compiled for the shapes that its recipe calls usual."""
         for name in (*RUNTIME_ENGINES, SHALLOW_STEP):
             if name in self.engines.specs:
-                spec = self.spec(name)
-                usual = {axis: values.opt for axis, values in spec.axes.items()}
-                shapes = tuple(spec.shape(tensor, usual) for tensor in spec.inputs)
-                self.load(name).compiled(shapes)
+                self.prepare(name)
+
+    def prepare(self, name: str) -> None:
+        """Load an engine, and compile it for the shapes that its recipe calls usual."""
+        spec = self.spec(name)
+        usual = {axis: values.opt for axis, values in spec.axes.items()}
+        shapes = tuple(spec.shape(tensor, usual) for tensor in spec.inputs)
+        self.load(name).compiled(shapes)
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run an engine on host arrays."""

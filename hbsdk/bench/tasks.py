@@ -42,8 +42,10 @@ def open_session(settings: Mapping[str, Any]) -> hbsdk.Session:
 def load(backend: Any, names: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
     """Load what is needed and nothing else: at SD 1.5's size, all networks are 8 GB in float32."""
     networks, engines = names
+    ways = {"torch": "network", "openvino": "prepare"}  # the latter also compiles
+    load_one = getattr(backend, ways.get(backend.name, "load"))
     for name in networks if backend.name == "torch" else engines:
-        (backend.network if backend.name == "torch" else backend.load)(name)
+        load_one(name)
 
 
 def draw_photo(size_px: int, seed: int = 0) -> tuple[Pixels, Pixels]:
