@@ -287,4 +287,4 @@ def test_bad_input_is_told_as_in_pytorch(session):
 
 
 def test_a_session_says_what_it_is(session):
-    assert repr(session) == "Session('tiny', onnxruntime on cpu)"
+    assert repr(session) == f"Session('tiny', {session.backend.name} on cpu)"
