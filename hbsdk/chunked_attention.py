@@ -2,10 +2,10 @@
 
 PyTorch's CPU kernel computes its exponentials in float32 and multiplies small blocks; over SD 1.5's
 4,096 places at 40 channels a head that is a third of the UNet's time. Here the same sum is taken by
-a few hundred queries at a time with the library's large products and bfloat16 scores: on a CPU with
-AVX-512 BF16 in 0.30 s where PyTorch's takes 0.47 s with two threads, and 0.28 s for 0.63 s with one
-(of a guided step: benchmarks/results/generate_sd15.json). The backward pass computes the scores
-anew, so that memory stays linear in the places.
+a few hundred queries at a time with the library's large products and bfloat16 scores. A guided step
+takes 4.1 s on two cores with AVX-512 BF16 where diffusers takes 4.9 s
+(benchmarks/results/generate_sd15.json). The backward pass computes the scores anew, so that memory
+stays linear in the places.
 """
 
 from __future__ import annotations

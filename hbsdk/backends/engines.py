@@ -45,6 +45,22 @@ class EngineReference:
     dino: Array
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Latents in the loop: a device array of one or two rows for each of `count` pictures."""
+
+    value: Any
+    count: int
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a step needs of the one before: x0 of the latents' rows, and deep features if kept."""
+
+    x0: Any
+    deep: Any | None
+
+
 class EngineBackend(ABC):
     """A bundle's engines on one runtime; each is loaded, and its files hashed, when first needed.
 

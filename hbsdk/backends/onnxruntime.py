@@ -22,7 +22,7 @@ from hbsdk.backends.engine_math import (
     guidance_matrix,
     is_guided,
 )
-from hbsdk.backends.engines import EngineBackend
+from hbsdk.backends.engines import Before, EngineBackend, Rows
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder
 from hbsdk.engine_spec import EngineSpec
@@ -32,14 +32,6 @@ _TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "te
 _NUMPY_TYPES = {name: np.dtype(dtype).type for dtype, name in _TYPES.items()}
 _BUILD_AGAIN = "Build the engines again: python export/build_engines.py"
 _ON_GPU = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Latents in the loop: a device array of one or two rows for each of `count` pictures."""
-
-    value: Any
-    count: int
 
 
 @dataclass(frozen=True)
@@ -69,14 +61,6 @@ class _Part:
         row_bytes: int = math.prod(self.shape()[1:]) * np.dtype(self.dtype).itemsize
         start: int = self.whole.data_ptr()
         return start + self.first * row_bytes
-
-
-@dataclass(frozen=True)
-class _Before:
-    """What a step needs of the one before: x0 of the latents' rows, and deep features if kept."""
-
-    x0: Any
-    deep: Any | None
 
 
 class OnnxRuntimeBackend(EngineBackend):
@@ -122,29 +106,29 @@ class OnnxRuntimeBackend(EngineBackend):
         outputs = session.run(None, inputs)
         return {tensor.name: out for tensor, out in zip(spec.outputs, outputs, strict=True)}
 
-    def to_device(self, latents: Floats) -> _Rows:
+    def to_device(self, latents: Floats) -> Rows:
         """Move (N, C, h, w) latents to the device."""
-        return _Rows(self.on_device(np.asarray(latents, np.float32, order="C")), len(latents))
+        return Rows(self.on_device(np.asarray(latents, np.float32, order="C")), len(latents))
 
     def prompts_only(self, states: Any) -> _Part:
         """Return the second half of guided states; see `Backend`."""
         half = states.shape()[0] // 2
         return _Part(states, half, half)
 
-    def shown(self, latents: _Rows) -> Floats:
+    def shown(self, latents: Rows) -> Floats:
         """Return (N, C, h, w) float32 latents for a callback to read."""
         shown: Floats = latents.value.numpy()[: latents.count]
         return shown
 
     def denoise_step(
         self,
-        latents: _Rows,
-        before: _Before | None,
+        latents: Rows,
+        before: Before | None,
         states: Any,
         guidance_scale: float,
         coefficients: StepCoefficients,
         features: Features = "off",
-    ) -> tuple[_Rows, _Before]:
+    ) -> tuple[Rows, Before]:
         """Run the whole step as one graph; see `Backend`."""
         name = self.step_engine(features)
         spec, session = self.spec(name), self.load(name)
@@ -167,10 +151,10 @@ class OnnxRuntimeBackend(EngineBackend):
         session.run_with_iobinding(binding)
         following, x0, *kept = binding.get_outputs()
         deep = kept[0] if features == "keep" else feeds.get("deep_features")
-        return _Rows(following, latents.count), _Before(x0, deep)
+        return Rows(following, latents.count), Before(x0, deep)
 
     def _device_feeds(
-        self, latents: _Rows, before: _Before | None, states: Any, features: Features
+        self, latents: Rows, before: Before | None, states: Any, features: Features
     ) -> dict[str, Any]:
         """Return a step's inputs that are on the device, each of as many rows as the states."""
         rows, sample = states.shape()[0], latents.value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from hbsdk.backends.engine_math import (
     guidance_matrix,
     is_guided,
 )
-from hbsdk.backends.engines import EngineBackend
+from hbsdk.backends.engines import Before, EngineBackend, Rows
 from hbsdk.backends.precision import prefers_bfloat16
 from hbsdk.bundle import Bundle
 from hbsdk.engine_folder import EngineFolder
@@ -30,22 +29,6 @@ _BUILD_AGAIN = "Build the engines again: python export/build_engines.py"
 _ALWAYS_FLOAT32 = ("text_encoder", "regressor")  # as the torch backend has them
 _SHAPES_KEPT = 2  # of each engine: with guidance and without
 _Shapes = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Latents in the loop: one or two rows for each of `count` pictures."""
-
-    value: Array
-    count: int
-
-
-@dataclass(frozen=True)
-class _Before:
-    """What a step needs of the one before: x0 of the latents' rows, and deep features if kept."""
-
-    x0: Array
-    deep: Array | None
 
 
 class _Graph:
@@ -142,27 +125,28 @@ class OpenVinoBackend(EngineBackend):
         """Return the array: the device is the host."""
         return array
 
-    def to_device(self, latents: Floats) -> _Rows:
+    def to_device(self, latents: Floats) -> Rows:
         """Take (N, C, h, w) latents into the loop."""
-        return _Rows(np.asarray(latents, np.float32, order="C"), len(latents))
+        return Rows(np.asarray(latents, np.float32, order="C"), len(latents))
 
     def prompts_only(self, states: Array) -> Array:
         """Return the second half of guided states; see `Backend`."""
         return states[len(states) // 2 :]
 
-    def shown(self, latents: _Rows) -> Floats:
+    def shown(self, latents: Rows) -> Floats:
         """Return (N, C, h, w) float32 latents for a callback to read."""
-        return latents.value[: latents.count]
+        shown: Floats = latents.value[: latents.count]
+        return shown
 
     def denoise_step(
         self,
-        latents: _Rows,
-        before: _Before | None,
+        latents: Rows,
+        before: Before | None,
         states: Array,
         guidance_scale: float,
         coefficients: StepCoefficients,
         features: Features = "off",
-    ) -> tuple[_Rows, _Before]:
+    ) -> tuple[Rows, Before]:
         """Run the whole step as one graph; see `Backend`."""
         rows, sample = len(states), latents.value
         guided = is_guided(latents.count, rows)
@@ -184,7 +168,7 @@ class OpenVinoBackend(EngineBackend):
         found = self.run(name, feeds)
         following, x0, *kept = (found[tensor.name] for tensor in self.spec(name).outputs)
         deep = kept[0] if features == "keep" else feeds.get("deep_features")
-        return _Rows(following, latents.count), _Before(x0, deep)
+        return Rows(following, latents.count), Before(x0, deep)
 
 
 def _check_interface(model: Any, spec: EngineSpec) -> None:
